@@ -1,0 +1,1 @@
+"""`dmdctl`: the command a person types."""

@@ -1,0 +1,25 @@
+"""What a process of a distillation says with its exit code.
+
+The trainer's launcher, the operator and `dmdctl` share this table: a stage's pod or process ends with one of these
+codes, and who started it decides by the code alone whether to go on, to try again or to give up.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the trainer's stages and of `dmdctl`."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    """An error nobody foresaw (a bug, or the kernel's out-of-memory killer): tried again, counted as a failure."""
+    BAD_INPUT = 2
+    """Something a user wrote is wrong: trying again without a change is useless."""
+    GATES_FAILED = 3
+    """All is done and registered, but a quality gate failed: the model version has no alias."""
+    DIVERGED = 4
+    """Training diverged (a loss or gradient is NaN or exploded): the same seed would diverge again."""
+    INFRASTRUCTURE = 6
+    """Storage, network or a peer failed for longer than the retries last: tried again, counted as a failure."""
+    INTERRUPTED = 130
+    """Ended by SIGTERM or SIGINT after a checkpoint: the next attempt goes on from there, nothing is counted."""

@@ -1,0 +1,98 @@
+"""The contract between whoever starts a stage (torchx's local scheduler, a pod) and the trainer that runs it.
+
+A stage is one command, `python -m dmd_trainer STAGE`, told everything else by the environment variables below.
+"""
+
+import json
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MANIFEST = "DMD_MANIFEST"
+"""The whole manifest as JSON, with every default resolved."""
+RUN_KEY = "DMD_RUN_KEY"
+"""What keys the run in storage below `storage.uri`: `NAME-HASH` locally, `NAME-UID` in a cluster."""
+ATTEMPT = "DMD_ATTEMPT"
+"""The number of this attempt at the stage, from 1; a checkpoint's path carries it."""
+NODES = "DMD_NODES"
+"""How many torchrun agents the stage has."""
+NODE_RANK = "DMD_NODE_RANK"
+"""Which of them this process is, from 0; in an Indexed Job `JOB_COMPLETION_INDEX` says it."""
+PROCESSES_PER_NODE = "DMD_PROCESSES_PER_NODE"
+"""How many ranks each agent starts."""
+RENDEZVOUS = "DMD_RENDEZVOUS"
+"""`host:port` of agent 0, where the agents of a stage meet."""
+PROGRESS_ADDRESS = "DMD_PROGRESS_ADDRESS"
+"""`host:port` on which rank 0 serves `/progress` and `/metrics`; unset: it serves nothing."""
+SCRATCH = "DMD_SCRATCH"
+"""A local folder for what may be lost with the process: caches, staged uploads. Default: a temporary folder."""
+TERMINATION_LOG = "DMD_TERMINATION_LOG"
+"""The file that receives the stage's result or error as JSON, at most 4 KiB. Default: /dev/termination-log."""
+
+TERMINATION_MESSAGE_BYTES = 4096
+"""What Kubernetes keeps of a container's termination message."""
+
+
+class Stage(StrEnum):
+    """The stages of a distillation, in their order."""
+
+    PREFLIGHT = "preflight"
+    PREPARE = "prepare"
+    DISTILL = "distill"
+    EVALUATE = "evaluate"
+
+
+class Progress(BaseModel):
+    """What rank 0 of a running stage serves as `/progress`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Stage
+    activity: str = ""
+    """What is going on, in a word or two: `loading the teacher`, `training`, `evaluating step 500`."""
+    step: int = 0
+    total: int = 0
+    unit: str = ""
+    """What `step` and `total` count: `generator updates`, `pairs`, `samples`, `checks`."""
+    attempt: int = 1
+    eta_seconds: float | None = None
+    images_per_second: float | None = None
+    losses: dict[str, float] = Field(default_factory=dict)
+    """The latest losses by name: `distribution_matching`, `regression`, `fake_score`."""
+    fid: float | None = None
+    """The latest Frechet distance of the generator's EMA, where one was measured."""
+    best_fid: float | None = None
+    best_step: int | None = None
+    mlflow_run: str | None = None
+    messages: list[str] = Field(default_factory=list)
+    """Lines a person should see (a checkpoint passed over, a tracking server that is away), newest last, at most 20."""
+
+
+class StageError(BaseModel):
+    """Why a stage ended without success."""
+
+    reason: str
+    """A word in CamelCase, as in conditions: `BadInput`, `TrainingDiverged`, `Interrupted`, `StorageUnavailable`."""
+    message: str
+    """What was wrong, where, and what to do."""
+    exit_code: int = 1
+
+
+class StageResult(BaseModel):
+    """A stage's last word: its termination message."""
+
+    stage: Stage
+    result: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    error: StageError | None = None
+
+    def to_termination_message(self) -> str:
+        """The result as JSON of at most `TERMINATION_MESSAGE_BYTES` bytes; a longer error is cut, and says so."""
+        text = self.model_dump_json(exclude_none=True)
+        excess = len(text.encode()) - TERMINATION_MESSAGE_BYTES
+        if excess <= 0 or self.error is None:
+            return text
+        # ASCII with escapes taken out, so that cutting characters is cutting at least as many bytes.
+        plain = json.dumps(self.error.message).strip('"').encode("ascii", "ignore").decode().replace("\\", "/")
+        keep = max(0, len(plain) - excess - 64)
+        shorter = self.error.model_copy(update={"message": plain[:keep] + " [cut]"})
+        return self.model_copy(update={"error": shorter, "result": {}}).model_dump_json(exclude_none=True)

@@ -1,0 +1,1 @@
+"""Distribution Matching Distillation: teachers, losses, training, evaluation, registry."""
