@@ -29,6 +29,13 @@ SCRATCH = "DMD_SCRATCH"
 TERMINATION_LOG = "DMD_TERMINATION_LOG"
 """The file that receives the stage's result or error as JSON, at most 4 KiB. Default: /dev/termination-log."""
 
+RENDEZVOUS_TIMEOUT = "DMD_RENDEZVOUS_TIMEOUT"
+"""Seconds that agents wait for each other: the others may ask while index 0 still pulls its image. Default: 900."""
+SHUTDOWN_TIMEOUT = "DMD_SHUTDOWN_TIMEOUT"
+"""Seconds that workers get between SIGTERM and SIGKILL, enough for a checkpoint. Default: 120."""
+END_WITH_PARENT = "DMD_END_WITH_PARENT"
+"""`1`: a stage is sent SIGTERM by the kernel when the process that started it dies (Linux), as `dmdctl run` wants."""
+
 TERMINATION_MESSAGE_BYTES = 4096
 """What Kubernetes keeps of a container's termination message."""
 

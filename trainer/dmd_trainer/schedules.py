@@ -1,0 +1,137 @@
+"""Noise schedules as tables: how much signal and noise a sample has at each index, and what the network is told.
+
+x_t = alpha_t x_0 + sigma_t eps. Index 0 has the least noise, the last the most. Three families cover every teacher:
+variance preserving (DDPM, Stable Diffusion), EDM (alpha = 1, Karras sigmas), and flow matching (alpha = 1 - sigma).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from dmd_api.errors import BadInputError
+
+EDM_STEPS = 1000
+"""How many Karras sigmas an EDM teacher's table has (DMD, arXiv 2311.18828, appendix B; the authors' code)."""
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """The noise level of each sample of a batch.
+
+    Attributes:
+        alpha: signal scale [B], float64.
+        sigma: noise scale [B], float64.
+        time: what the network is told [B], float64.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    time: Tensor
+
+
+def per_sample(value: Tensor, like: Tensor) -> Tensor:
+    """`value` [B] as [B, 1, 1, 1] in the dtype and on the device of `like` [B, C, H, W], for products with it."""
+    return value.to(device=like.device, dtype=like.dtype).reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def add_noise(x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+    """x_t = alpha_t x_0 + sigma_t eps: [B, C, H, W]."""
+    return per_sample(level.alpha, x0) * x0 + per_sample(level.sigma, x0) * noise
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A table of noise levels; index 0 has the least noise.
+
+    Attributes:
+        alphas: [N], float64.
+        sigmas: [N], float64.
+        times: [N], float64: the network's time input.
+        sigma_data: the data's standard deviation where the teacher is EDM-preconditioned, else None.
+        time_scale: EDM only: the network is told `time_scale` * ln(sigma).
+    """
+
+    alphas: Tensor
+    sigmas: Tensor
+    times: Tensor
+    sigma_data: float | None = None
+    time_scale: float = 0.25
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+    def at(self, index: Tensor) -> NoiseLevel:
+        """The levels at integer indices [B]."""
+        return NoiseLevel(self.alphas[index], self.sigmas[index], self.times[index])
+
+    def at_sigma(self, sigma: Tensor) -> NoiseLevel:
+        """The levels at noise scales [B] between the table's, for EDM schedules."""
+        sigma = sigma.to(torch.float64)
+        # ln 0 is not a time: the level without noise is told as the least noise that float64 can tell.
+        return NoiseLevel(torch.ones_like(sigma), sigma, self.time_scale * sigma.clamp_min(1e-44).log())
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same tables on another device."""
+        return replace(self, alphas=self.alphas.to(device), sigmas=self.sigmas.to(device), times=self.times.to(device))
+
+
+def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """`steps` noise scales from `sigma_max` down to `sigma_min`: [steps], float64 (EDM, arXiv 2206.00364, eq. 5)."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (high + ramp * (low - high)) ** rho
+
+
+def schedule_from_scheduler(config: Mapping[str, Any]) -> Schedule:
+    """The table of a teacher's own diffusers scheduler.
+
+    Args:
+        config: the contents of `scheduler/scheduler_config.json`.
+
+    Raises:
+        BadInputError: the scheduler is of no family known here.
+    """
+    name = str(config.get("_class_name", ""))
+    if name.startswith("FlowMatch"):
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+        sigmas = scheduler.sigmas[: len(scheduler.timesteps)].flip(0).double()
+        return Schedule(1 - sigmas, sigmas, scheduler.timesteps.flip(0).double())
+    if name.startswith(("EDM", "CMStochastic")):
+        sigmas = karras_sigmas(
+            EDM_STEPS,
+            float(config.get("sigma_min", 0.002)),
+            float(config.get("sigma_max", 80.0)),
+            float(config.get("rho", 7.0)),
+        ).flip(0)
+        # EDM's networks are told ln(sigma) / 4; those of consistency models a thousand times that.
+        scale = 250.0 if name.startswith("CMStochastic") else 0.25
+        return Schedule(
+            torch.ones_like(sigmas), sigmas, scale * sigmas.log(), float(config.get("sigma_data", 0.5)), scale
+        )
+    if "beta_schedule" in config:
+        # Every variance-preserving scheduler of diffusers shares these betas; DDPM's makes the table.
+        wanted = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+        options = {key: config[key] for key in wanted if key in config}
+        products = DDPMScheduler(
+            **options, rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False))
+        ).alphas_cumprod.double()
+        times = torch.arange(len(products), dtype=torch.float64)
+        return Schedule(products.sqrt(), (1 - products).sqrt(), times)
+    raise BadInputError(
+        f"the teacher's scheduler {name or '(without a _class_name)'} is of no known family; "
+        "known are the variance-preserving ones (DDPM, DDIM, PNDM, ...), EDM, CMStochasticIterative and FlowMatch"
+    )
+
+
+def middle_indices(length: int, fraction: float = 0.96) -> tuple[int, int]:
+    """The bounds [low, high) of the middle `fraction` of a table's indices.
+
+    Distribution matching draws its t there: t ~ U(0.02 T, 0.98 T) (DMD, arXiv 2311.18828, section 4.2 and algorithm 1).
+    """
+    margin = (1 - fraction) / 2
+    return math.floor(margin * length + 1e-9), math.ceil((1 - margin) * length - 1e-9)
