@@ -41,7 +41,7 @@ def scalings(prediction: Prediction, level: NoiseLevel, sigma_data: float | None
     """The scalings that turn a network's output into an x0 prediction.
 
     eps: x0 = (x_t - sigma eps) / alpha (DDPM, arXiv 2006.11239, eq. 15); v = alpha eps - sigma x0 (arXiv 2202.00512,
-    appendix D); EDM: arXiv 2206.00364, table 1; flow: v = eps - x0 with alpha = 1 - sigma (arXiv 2403.03206, section 2).
+    appendix D); EDM: arXiv 2206.00364, table 1; flow: v = eps - x0 (arXiv 2403.03206, section 2).
     """
     alpha, sigma = level.alpha, level.sigma
     one = torch.ones_like(sigma)

@@ -23,7 +23,7 @@ def normalizer_weight(x: Tensor, mu_real: Tensor, level: NoiseLevel) -> Tensor:
 
 
 def kl_weight(x: Tensor, mu_real: Tensor, level: NoiseLevel) -> Tensor:
-    """alpha_t^2 / sigma_t^2, with which the expected gradient is that of KL(p_fake,t || p_real,t) (arXiv 2311.18828, eq. 7).
+    """alpha_t^2 / sigma_t^2: the expected gradient is then that of KL(p_fake,t || p_real,t) (arXiv 2311.18828, eq. 7).
 
     Since s = (alpha mu - x_t) / sigma^2, alpha (s_fake - s_real) = alpha^2 / sigma^2 (mu_fake - mu_real).
     """

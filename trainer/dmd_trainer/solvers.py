@@ -1,15 +1,67 @@
 """Deterministic samplers: from noise to the teacher's image."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from torch import Tensor
 
-from dmd_trainer.denoiser import Condition
+from dmd_api.errors import BadInputError
+from dmd_trainer.denoiser import Condition, Denoiser, Guided
 from dmd_trainer.schedules import NoiseLevel, Schedule, karras_sigmas, per_sample
+from dmd_trainer.teachers import Teacher
 
 X0Prediction = Callable[[Tensor, NoiseLevel, Condition], Tensor]
 """A `Denoiser`, or a `Guided` one."""
+Solver = Callable[[Tensor, Condition], Tensor]
+"""(unit-variance noise [B, C, H, W], condition) -> the teacher's images or latents [B, C, H, W]."""
+
+DIFFUSERS_SOLVERS = {"DDIM": DDIMScheduler, "PNDM": PNDMScheduler, "DPMSolverMultistep": DPMSolverMultistepScheduler}
+
+
+def teacher_solver(teacher: Teacher, name: str, steps: int, guidance_scale: float = 1.0) -> Solver:
+    """The sampler that makes a teacher's images, from the manifest's names.
+
+    Args:
+        teacher: whose images.
+        name: Heun for EDM teachers; DDIM, PNDM or DPMSolverMultistep for variance-preserving ones.
+        steps: solver steps.
+        guidance_scale: classifier-free guidance; 1 turns it off.
+
+    Raises:
+        BadInputError: the solver does not fit the teacher's schedule, or guidance has no condition to lead away from.
+    """
+    denoiser = teacher.denoiser
+    guided = guide(teacher, guidance_scale)
+    is_edm = denoiser.schedule.sigma_data is not None
+    if is_edm != (name == "Heun"):
+        fitting = "Heun" if is_edm else ", ".join(DIFFUSERS_SOLVERS)
+        raise BadInputError(f"spec.method.regression.solver: {name} does not fit this teacher; use {fitting}")
+    if is_edm:
+        return lambda noise, condition: heun(guided, denoiser.schedule, noise, condition, steps)
+    scheduler_class = DIFFUSERS_SOLVERS[name]
+    return lambda noise, condition: solve_with_scheduler(
+        denoiser,
+        guided,
+        scheduler_class.from_pretrained(teacher.directory, subfolder="scheduler"),
+        noise,
+        condition,
+        steps,
+    )
+
+
+def guide(teacher: Teacher, scale: float) -> Guided:
+    """The teacher under classifier-free guidance.
+
+    Raises:
+        BadInputError: the teacher embeds no label that stands for "no class".
+    """
+    embedded = teacher.num_class_embeds
+    negative = None if embedded is None else {"class_labels": torch.tensor([embedded - 1])}
+    if scale != 1 and negative is None:
+        raise BadInputError("spec.teacher.guidanceScale: an unconditional teacher cannot be guided; leave it at 1")
+    return Guided(teacher.denoiser, scale, negative)
 
 
 @torch.no_grad()
@@ -34,9 +86,41 @@ def heun(denoiser: X0Prediction, schedule: Schedule, noise: Tensor, condition: C
         return (x - denoiser(x, level, condition)) / per_sample(level.sigma, x)
 
     x = noise * sigmas[0].to(noise.dtype)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         step = (following - sigma).to(x.dtype)
         first = slope(x, sigma)
         euler = x + step * first
         x = euler if following == 0 else x + step * (first + slope(euler, following)) / 2
+    return x
+
+
+@torch.no_grad()
+def solve_with_scheduler(
+    denoiser: Denoiser,
+    guided: X0Prediction,
+    scheduler: DDIMScheduler | PNDMScheduler | DPMSolverMultistepScheduler,
+    noise: Tensor,
+    condition: Condition,
+    steps: int,
+) -> Tensor:
+    """One of diffusers' own deterministic solvers, over a variance-preserving teacher.
+
+    Args:
+        denoiser: the teacher's, whose scalings turn x0 predictions back into what the scheduler reads.
+        guided: what predicts x0: `denoiser`, or its guided form.
+        scheduler: made from the teacher's scheduler configuration; left in its final state.
+        noise: [B, C, H, W] with unit variance.
+        condition: the teacher's condition, each [B, ...].
+        steps: solver steps.
+
+    Returns:
+        The solution x_0 [B, C, H, W].
+    """
+    scheduler.set_timesteps(steps)
+    x = noise * scheduler.init_noise_sigma
+    for time in scheduler.timesteps.tolist():
+        level = denoiser.schedule.at(torch.full((len(x),), time, device=denoiser.schedule.sigmas.device))
+        skip, out, _ = (per_sample(s, x) for s in denoiser.scalings(level))
+        output = (guided(x, level, condition) - skip * x) / out
+        x = scheduler.step(output, time, x, return_dict=False)[0]
     return x

@@ -1,0 +1,169 @@
+"""Reading a manifest from a file, with errors for people: one line a problem, the field's path and the remedy."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dmd_api.errors import BadInputError
+from dmd_api.manifest import DMDDistillation
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a manifest.
+
+    Attributes:
+        path: the field, e.g. `spec.training.batchSize`; empty for the whole file.
+        message: what is wrong with it and what to do.
+    """
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ManifestError(BadInputError):
+    """A manifest cannot be used; its text has one line a problem."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as Kubernetes reads it: 1e-5 is a number, a key that is there twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {  # a copy: the lists are shared with PyYAML's own loader
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$|^[-+]?\.inf$|^\.nan$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def load_manifest(path: str | Path) -> DMDDistillation:
+    """Reads a manifest.
+
+    Raises:
+        ManifestError: the file is missing, is not one YAML document, or its content breaks the API's rules.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ManifestError([Problem("", f"{path}: no such file; check the path")]) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ManifestError([Problem("", f"{path}: cannot be read: {reason}")]) from error
+    try:
+        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ManifestError([Problem("", f"{path}{where}: not valid YAML: {error.problem}")]) from error
+    except yaml.YAMLError as error:
+        raise ManifestError([Problem("", f"{path}: not valid YAML: {str(error).splitlines()[0]}")]) from error
+    if len(documents) != 1:
+        found = "is empty" if not documents else f"holds {len(documents)} documents"
+        raise ManifestError([Problem("", f"{path}: {found}; write exactly one DMDDistillation in it")])
+    return parse_manifest(documents[0], str(path))
+
+
+def parse_manifest(content: object, source: str = "the manifest") -> DMDDistillation:
+    """Makes a manifest of parsed YAML or JSON.
+
+    Raises:
+        ManifestError: it breaks the API's rules.
+    """
+    if not isinstance(content, dict):
+        raise ManifestError([Problem("", f"{source}: is no mapping; write apiVersion, kind, metadata and spec")])
+    try:
+        return DMDDistillation.model_validate(content)
+    except ValidationError as error:
+        problems = [_problem(details) for details in error.errors(include_url=False)]
+        raise ManifestError(problems) from error
+
+
+def _problem(details: ErrorDetails) -> Problem:
+    location = [part for part in details["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    match details["type"]:
+        case "extra_forbidden":
+            return Problem(path, _unknown_field(location))
+        case "missing":
+            return Problem(path, "is required and missing")
+        case "literal_error":
+            expected = details["ctx"]["expected"].replace("'", "")
+            return Problem(path, f"is {details['input']!r}; must be {expected}{_closest(details)}")
+        case "rule":
+            return Problem(path, details["msg"])
+        case "value_error":
+            return Problem(path, details["msg"].removeprefix("Value error, "))
+    text = details["msg"].removeprefix("Input ").replace("Input ", "")
+    text = text[0].lower() + text[1:]
+    return Problem(path, f"{text}, but is {_shown(details['input'])}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _closest(details: ErrorDetails) -> str:
+    choices = re.findall(r"'([^']*)'", details["ctx"]["expected"])
+    close = difflib.get_close_matches(str(details["input"]), choices, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _unknown_field(location: Sequence[int | str]) -> str:
+    known = _field_names(location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known, 1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
+    return f"is no field of the API; {hint}"
+
+
+def _field_names(location: Sequence[int | str]) -> list[str]:
+    """The names of the fields at a place in the manifest."""
+    model: type[BaseModel] = DMDDistillation
+    for part in location:
+        if isinstance(part, int):
+            continue
+        for name, field in model.model_fields.items():
+            if part in (name, field.alias):
+                found = _model_in(field.annotation)
+                if found is not None:
+                    model = found
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _model_in(inner)) is not None), None)

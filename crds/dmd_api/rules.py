@@ -1,0 +1,167 @@
+"""Rules that concern several fields, each once: as CEL for the API server and as Python for everybody else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+
+if TYPE_CHECKING:
+    from dmd_api.manifest import DMDDistillation, Spec
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule over the whole `spec`.
+
+    Attributes:
+        path: the field to name, below `spec`, with dots.
+        message: what is wrong and what to do.
+        cel: an expression over `self` = spec that is true where the rule is kept.
+        holds: the same in Python.
+    """
+
+    path: str
+    message: str
+    cel: str
+    holds: "Callable[[Spec], bool]"
+
+
+def _world(spec: "Spec") -> int:
+    return spec.workers.nodes * spec.workers.processes_per_node
+
+
+_WORLD = "(self.workers.nodes * self.workers.processesPerNode)"
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "training.batchSize",
+        "must be a multiple of workers.nodes x workers.processesPerNode; change one of them",
+        f"self.training.batchSize % {_WORLD} == 0",
+        lambda s: s.training.batch_size % _world(s) == 0,
+    ),
+    Rule(
+        "training.microBatchSize",
+        "must divide each process's share, training.batchSize / (workers.nodes x workers.processesPerNode)",
+        "!has(self.training.microBatchSize) || "
+        f"self.training.batchSize % ({_WORLD} * self.training.microBatchSize) == 0",
+        lambda s: (
+            s.training.micro_batch_size is None
+            or s.training.batch_size % (_world(s) * s.training.micro_batch_size) == 0
+        ),
+    ),
+    Rule(
+        "method.regression",
+        "DMD regresses on ODE pairs; give method.regression.pairs, or set method.name to DMD2",
+        "self.method.name != 'DMD' || has(self.method.regression)",
+        lambda s: s.method.name != "DMD" or s.method.regression is not None,
+    ),
+    Rule(
+        "method.gan",
+        "the GAN term belongs to DMD2; set method.name to DMD2 or leave method.gan out",
+        "!has(self.method.gan) || self.method.name == 'DMD2'",
+        lambda s: s.method.gan is None or s.method.name == "DMD2",
+    ),
+    Rule(
+        "data.images",
+        "DMD2's GAN term reads real images; give data.images.uri, or leave method.gan out",
+        "!has(self.method.gan) || has(self.data.images)",
+        lambda s: s.method.gan is None or s.data.images is not None,
+    ),
+    Rule(
+        "method.generatorSteps",
+        "several steps belong to DMD2; set method.name to DMD2 or leave it at 1",
+        "self.method.generatorSteps == 1 || self.method.name == 'DMD2'",
+        lambda s: s.method.generator_steps == 1 or s.method.name == "DMD2",
+    ),
+    Rule(
+        "method.regression.features",
+        "LPIPS needs its backbone's weights; give method.regression.features.uri, or set loss to L2",
+        "!has(self.method.regression) || self.method.regression.loss != 'LPIPS' || "
+        "has(self.method.regression.features)",
+        lambda s: (
+            s.method.regression is None
+            or s.method.regression.loss != "LPIPS"
+            or s.method.regression.features is not None
+        ),
+    ),
+    Rule(
+        "data",
+        "prompts and classLabels exclude each other; keep the one that the teacher was trained with",
+        "!(has(self.data.prompts) && has(self.data.classLabels))",
+        lambda s: s.data.prompts is None or s.data.class_labels is None,
+    ),
+    Rule(
+        "training.warmupSteps",
+        "must be less than training.generatorUpdates",
+        "self.training.warmupSteps < self.training.generatorUpdates",
+        lambda s: s.training.warmup_steps < s.training.generator_updates,
+    ),
+    Rule(
+        "evaluation.metrics",
+        "Accuracy compares class labels; give data.classLabels.count, or leave Accuracy out",
+        "!self.evaluation.metrics.exists(m, m == 'Accuracy') || has(self.data.classLabels)",
+        lambda s: "Accuracy" not in s.evaluation.metrics or s.data.class_labels is not None,
+    ),
+    Rule(
+        "gates",
+        "each gate's metric must be FID or one of evaluation.metrics; add it there",
+        "self.gates.all(g, g.metric == 'FID' || self.evaluation.metrics.exists(m, m == g.metric))",
+        lambda s: all(g.metric == "FID" or g.metric in s.evaluation.metrics for g in s.gates),
+    ),
+    Rule(
+        "gates",
+        "each gate needs max or min, and max may not be less than min",
+        "self.gates.all(g, (has(g.max) || has(g.min)) && (!has(g.max) || !has(g.min) || g.max >= g.min))",
+        lambda s: all(
+            (g.max is not None or g.min is not None) and (g.max is None or g.min is None or g.max >= g.min)
+            for g in s.gates
+        ),
+    ),
+    Rule(
+        "evaluation.reference",
+        "gates compare with real images; give evaluation.reference.uri, or leave the gates out",
+        "size(self.gates) == 0 || has(self.evaluation.reference)",
+        lambda s: not s.gates or s.evaluation.reference is not None,
+    ),
+)
+
+LONGEST_SUFFIX = len("-distill-999-9999")
+"""What the operator appends to the resource's name for an attempt's pods: its stage, attempt and index."""
+NAME_RULE = Rule(
+    "metadata.name",
+    f"must have at most {63 - LONGEST_SUFFIX} characters, so that its pods' names are DNS labels; choose a shorter one",
+    f"size(self.metadata.name) <= {63 - LONGEST_SUFFIX}",
+    lambda s: True,
+)
+"""The one rule about the name: the API server keeps it at the root, where `self` is the whole resource."""
+
+MUTABLE = ("suspend", "maxRestarts", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "gates", "tracking")
+"""Fields of `spec` that may change after creation; of `tracking`, only the alias."""
+
+
+def check(manifest: "DMDDistillation") -> None:
+    """Checks all rules.
+
+    Raises:
+        ValidationError: with one problem for every rule that is broken.
+    """
+    broken = [rule for rule in RULES if not rule.holds(manifest.spec)]
+    if len(manifest.metadata.name) > 63 - LONGEST_SUFFIX:
+        broken.append(NAME_RULE)
+    if broken:
+        raise ValidationError.from_exception_data(
+            "DMDDistillation",
+            [
+                InitErrorDetails(
+                    type=PydanticCustomError("rule", "{message}", {"message": rule.message, "path": _path(rule)}),
+                    loc=tuple(_path(rule).split(".")),
+                    input=None,
+                )
+                for rule in broken
+            ],
+        )
+
+
+def _path(rule: Rule) -> str:
+    return rule.path if rule is NAME_RULE else f"spec.{rule.path}"

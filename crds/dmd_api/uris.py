@@ -1,0 +1,41 @@
+"""URIs of teachers, data, storage and tracking servers: which schemes there are, and what follows them."""
+
+import difflib
+from dataclasses import dataclass
+
+READABLE_SCHEMES = ("hf", "s3", "models", "pvc", "file", "builtin")
+"""Where teachers, data and networks can come from; `builtin://` names what ships with the trainer."""
+STORAGE_SCHEMES = ("s3", "pvc", "file")
+TRACKING_SCHEMES = ("http", "https", "sqlite", "file")
+
+
+@dataclass(frozen=True)
+class Uri:
+    """A URI's scheme, and all that follows `://` (for `models:/`: the `/`)."""
+
+    scheme: str
+    path: str
+
+
+def parse_uri(text: str, schemes: tuple[str, ...] = READABLE_SCHEMES) -> Uri:
+    """Takes a URI apart.
+
+    Args:
+        text: e.g. `hf://stabilityai/sdxl`, `models:/digits-onestep@champion`.
+        schemes: the schemes that fit here.
+
+    Raises:
+        ValueError: it has no scheme, one that does not fit, or nothing behind it.
+    """
+    scheme, separator, path = text.partition(":/")
+    known = ", ".join("models:/" if s == "models" else f"{s}://" for s in schemes)
+    if not separator:
+        raise ValueError(f"{text!r} has no scheme; write one of {known}")
+    if scheme not in schemes:
+        close = difflib.get_close_matches(scheme, schemes, 1)
+        hint = f"did you mean {close[0]}://?" if close else f"use one of {known}"
+        raise ValueError(f"{text!r}: the scheme {scheme}:// is not known here; {hint}")
+    path = path.removeprefix("/")
+    if not path.strip("/"):
+        raise ValueError(f"{text!r} names nothing behind its scheme")
+    return Uri(scheme, path)

@@ -1,0 +1,57 @@
+"""Prepare: the teacher's ODE pairs, shard by shard; what is finished is not made again."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from dmd_api.manifest import Regression
+
+from dmd_trainer.context import StageContext
+from dmd_trainer.fetch import local_path
+from dmd_trainer.pairs import make_shard, shard_count, shard_indices, shard_is_intact, write_shard
+from dmd_trainer.solvers import teacher_solver
+from dmd_trainer.teachers import Teacher, load_teacher
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Makes this worker's share of the shards. Workers know nothing of each other: shard i is worker i mod N's."""
+    spec = context.manifest.spec
+    regression = spec.method.regression
+    if regression is None:
+        return {"pairs": 0}
+    mine = range(context.rank, shard_count(regression.pairs), context.world_size)
+    context.progress.update(
+        activity="loading the teacher", unit="pairs", total=sum(len(shard_indices(i, regression.pairs)) for i in mine)
+    )
+    teacher = load_teacher(
+        local_path(spec.teacher.uri, context.scratch), device=context.device, autocast=context.autocast
+    )
+    make_shards(context, teacher, regression, mine)
+    return {"pairs": regression.pairs, "shards": shard_count(regression.pairs)}
+
+
+def make_shards(context: StageContext, teacher: Teacher, regression: Regression, shards: Iterable[int]) -> None:
+    """Makes those of `shards` that are not in storage as their hashes say.
+
+    Raises:
+        InterruptedRunError: this process was told to stop; finished shards are kept.
+    """
+    spec = context.manifest.spec
+    labels = spec.data.class_labels
+    conditions = teacher.conditions(labels.count if labels else None)
+    solver = teacher_solver(teacher, regression.solver, regression.solver_steps, spec.teacher.guidance_scale)
+    context.progress.update(activity="solving the teacher's ODE")
+
+    def advance(count: int) -> None:
+        context.progress.advance(count)
+        context.raise_if_stopped()
+
+    for shard in shards:
+        context.raise_if_stopped()
+        indices = shard_indices(shard, regression.pairs)
+        if shard_is_intact(context.storage, shard):
+            context.progress.advance(len(indices))
+            continue
+        content = make_shard(
+            solver, conditions, teacher.sample_shape, indices, spec.training.seed, context.device, advance
+        )
+        write_shard(context.storage, shard, content)
