@@ -21,7 +21,7 @@ from dmd_trainer.digits import CLASSES, load_digits_images
 from dmd_trainer.losses import denoising_loss
 from dmd_trainer.schedules import schedule_from_scheduler
 
-CHANNELS = (32, 64)
+CHANNELS = (32, 32)
 P_MEAN, P_STD = -0.6, 1.2
 """ln(sigma) is normal with these in training."""
 
@@ -48,7 +48,7 @@ A class-conditional EDM diffusion model of 8x8 digits: the teacher of dmd-operat
 
 def main(
     out: Path,
-    steps: int = 10_000,
+    steps: int = 8_000,
     batch: int = 128,
     learning_rate: float = 1e-3,
     ema: float = 0.999,

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from dmd_api.manifest import Spec, Training
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from dmd_api.errors import TrainingDivergedError
+from dmd_api.manifest import Spec, Training
 from dmd_trainer.conditions import Conditions, to_device
 from dmd_trainer.distributed import average_gradients, local_slice
 from dmd_trainer.generator import OneStepGenerator
@@ -176,7 +176,6 @@ class Distillation:
     ) -> tuple[dict[str, float], float, list[tuple[Tensor, dict[str, Tensor]]]]:
         """One update of the generator and its EMA; returns losses, gradient norm, and images with their conditions."""
         schedule = self.teacher.denoiser.schedule
-        regression = self.method.regression
         totals: dict[str, Tensor] = {}
         images: list[tuple[Tensor, dict[str, Tensor]]] = []
         self.generator_optimizer.zero_grad()
@@ -201,9 +200,9 @@ class Distillation:
                 gradient = distribution_matching_gradient(x, mu_real, mu_fake, level)
             losses = {"distribution_matching": distribution_matching_loss(x, gradient)}
             loss = losses["distribution_matching"]
-            if self.pairs is not None and regression is not None:
+            if self.pairs is not None:
                 losses["regression"] = self.regression_loss(x_pairs, reference.to(self.device))
-                loss = loss + regression.weight * losses["regression"]
+                loss = loss + self.regression_weight(step) * losses["regression"]
             share = len(indices) / self.local_batch
             (loss * share).backward()
             for name, value in losses.items():
@@ -245,6 +244,15 @@ class Distillation:
         norm = self._clip(parameters, averaged, "fake score", step)
         _apply(self.fake_score_optimizer, factor * self.fake_score_learning_rate)
         return averaged["fake_score"], norm
+
+    def regression_weight(self, step: int) -> float:
+        """The regression loss's weight at `step`, from `method.regression`."""
+        regression = self.method.regression
+        if regression is None:
+            return 0.0
+        if regression.weight_schedule == "constant":
+            return regression.weight
+        return regression.weight * 0.5 * (1 + math.cos(math.pi * step / self.training.generator_updates))
 
     def _draw_inputs(self, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
         condition = to_device(self.conditions.draw(draws), self.device)

@@ -3,14 +3,12 @@
 from importlib.resources import files
 from pathlib import Path
 
-from dmd_api.uris import parse_uri
-
 from dmd_api.errors import BadInputError, InfrastructureError
+from dmd_api.uris import parse_uri
+from dmd_trainer.storage import CLAIMS, open_storage
 
 ASSETS = Path(str(files("dmd_trainer"))) / "assets"
 """What `builtin://` names: the models that ship with the trainer."""
-CLAIMS = Path("/var/run/dmd/claims")
-"""Where a pod mounts the PersistentVolumeClaims that `pvc://CLAIM/PATH` names."""
 
 
 def local_path(uri: str, scratch: Path) -> Path:
@@ -42,7 +40,6 @@ def local_path(uri: str, scratch: Path) -> Path:
 
 
 def _from_storage(uri: str, scratch: Path) -> Path:
-    from dmd_trainer.storage import open_storage
 
     storage = open_storage(uri)
     folder = scratch / "fetched" / uri.removeprefix("s3://").replace("/", "_")

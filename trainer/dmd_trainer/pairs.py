@@ -92,17 +92,20 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def download_shards(storage: Storage, count: int, folder: Path) -> tuple[list[Path], list[int]]:
-    """Copies the shards of `count` pairs below `folder`, checking their hashes; intact copies are kept.
+def shard_files(count: int, folder: Path) -> list[Path]:
+    """The local copies of all shards of `count` pairs, in order."""
+    return [folder / Path(shard_key(shard)).name for shard in range(shard_count(count))]
+
+
+def download_shards(storage: Storage, count: int, folder: Path) -> list[int]:
+    """Copies the shards of `count` pairs to `shard_files`, checking their hashes; intact copies are kept.
 
     Returns:
-        The local files in order, and the shards that are missing or not what their hashes say.
+        The shards that are missing or not what their hashes say.
     """
-    files, damaged = [], []
-    for shard in range(shard_count(count)):
+    damaged = []
+    for shard, path in enumerate(shard_files(count, folder)):
         key = shard_key(shard)
-        path = folder / Path(key).name
-        files.append(path)
         if not (storage.exists(key) and storage.exists(f"{key}.sha256")):
             damaged.append(shard)
             continue
@@ -111,7 +114,7 @@ def download_shards(storage: Storage, count: int, folder: Path) -> tuple[list[Pa
             storage.download(key, path)
             if _hash(path.read_bytes()) != expected:
                 damaged.append(shard)
-    return files, damaged
+    return damaged
 
 
 class Pairs:

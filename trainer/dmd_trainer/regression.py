@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from dmd_api.manifest import Regression
 from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
+from dmd_api.manifest import Regression
 from dmd_trainer.fetch import local_path
 from dmd_trainer.losses import l2_regression_loss
 

@@ -94,11 +94,17 @@ def train(
         context.progress.update(eta_seconds=seconds_per_step * (total - distillation.step_count))
 
         if report.stop:
-            checkpointer.save(distillation.state(), distillation.step_count, {"history": asdict(history)})
+            _save(context, distillation, checkpointer, history)
             checkpointer.wait()
             raise InterruptedRunError(
                 f"interrupted at step {distillation.step_count} of {total}; a checkpoint is kept, the next run goes on"
             )
+
+
+def _save(context: StageContext, distillation: Distillation, checkpointer: Checkpointer, history: History) -> None:
+    checkpointer.save(distillation.state(), distillation.step_count, {"history": asdict(history)})
+    if context.tracker is not None:
+        context.tracker.keep_unsent()
 
 
 def _resume(
@@ -145,4 +151,4 @@ def _keep_samples(context: StageContext, images: Tensor, step: int) -> None:
     if context.tracker is not None:
         from dmd_trainer.evaluation.pictures import image_grid
 
-        context.tracker.log_image(image_grid(images), f"samples/step-{step:06d}.png", step)
+        context.tracker.log_image(image_grid(images), "samples", step)

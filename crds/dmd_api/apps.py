@@ -1,0 +1,63 @@
+"""A stage as a torchx `AppDef`: its command, environment and ports.
+
+torchx's local scheduler runs it as it is; an operator takes the same command, environment and ports into a pod of its
+own.
+"""
+
+from collections.abc import Mapping
+
+from torchx.specs import AppDef, Role, macros
+
+from dmd_api import runtime
+from dmd_api.manifest import DMDDistillation
+from dmd_api.runtime import Stage
+
+RENDEZVOUS_PORT = 29500
+PROGRESS_PORT = 9400
+
+
+def stage_app(
+    manifest: DMDDistillation,
+    stage: Stage,
+    *,
+    run_key: str,
+    attempt: int,
+    rendezvous: str,
+    progress_address: str,
+    python: str = "python",
+    environment: Mapping[str, str] | None = None,
+) -> AppDef:
+    """One attempt at a stage.
+
+    Args:
+        manifest: its defaults resolved.
+        stage: which.
+        run_key: what keys the run in storage.
+        attempt: from 1.
+        rendezvous: `host:port` where the agents meet.
+        progress_address: `host:port` on which rank 0 serves its progress.
+        python: the interpreter.
+        environment: further variables.
+    """
+    workers = manifest.spec.workers
+    nodes = 1 if stage == Stage.PREFLIGHT else workers.nodes
+    role = Role(
+        name=str(stage),
+        image="",
+        entrypoint=python,
+        args=["-m", "dmd_trainer", str(stage)],
+        env={
+            runtime.MANIFEST: manifest.model_dump_json(by_alias=True, exclude_none=True),
+            runtime.RUN_KEY: run_key,
+            runtime.ATTEMPT: str(attempt),
+            runtime.NODES: str(nodes),
+            runtime.NODE_RANK: macros.replica_id,
+            runtime.PROCESSES_PER_NODE: str(workers.processes_per_node),
+            runtime.RENDEZVOUS: rendezvous,
+            runtime.PROGRESS_ADDRESS: progress_address,
+            **(environment or {}),
+        },
+        num_replicas=nodes,
+        port_map={"rendezvous": RENDEZVOUS_PORT, "progress": PROGRESS_PORT},
+    )
+    return AppDef(name=f"{manifest.metadata.name}-{stage}-{attempt}", roles=[role])

@@ -1,0 +1,139 @@
+"""What rank 0 shows while a stage runs: `/progress` as JSON, `/metrics` for Prometheus.
+
+Showing never holds up training: the board is replaced as a whole, and a thread of the server's reads it.
+"""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+from dmd_api.runtime import Progress, Stage
+
+MESSAGES = 20
+
+
+class ProgressBoard:
+    """The present `Progress` of a stage.
+
+    Args:
+        stage: the stage that runs.
+        attempt: the number of this attempt.
+    """
+
+    def __init__(self, stage: Stage, attempt: int = 1) -> None:
+        self._current = Progress(stage=stage, attempt=attempt)
+
+    @property
+    def current(self) -> Progress:
+        """What is shown now."""
+        return self._current
+
+    def update(self, **fields: Any) -> None:
+        """Replaces fields of `Progress`."""
+        self._current = self._current.model_copy(update=fields)
+
+    def advance(self, count: int) -> None:
+        """Counts `count` more steps."""
+        self.update(step=self._current.step + count)
+
+    def message(self, text: str) -> None:
+        """Shows a line that a person should see, and logs it."""
+        print(text, flush=True)
+        self.update(messages=[*self._current.messages, text][-MESSAGES:])
+
+
+class ProgressServer:
+    """Serves a board over HTTP from a thread of its own, as a context manager.
+
+    Args:
+        board: what is shown.
+        address: `host:port`; an empty one serves nothing.
+    """
+
+    def __init__(self, board: ProgressBoard, address: str) -> None:
+        self._server: ThreadingHTTPServer | None = None
+        if address:
+            host, _, port = address.rpartition(":")
+            self._server = ThreadingHTTPServer((host, int(port)), _handler(board))
+            self._server.daemon_threads = True
+
+    @property
+    def port(self) -> int | None:
+        """The port that it serves on; None where it serves nothing."""
+        return self._server.server_port if self._server else None
+
+    def __enter__(self) -> Self:
+        if self._server:
+            threading.Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+
+
+def _handler(board: ProgressBoard) -> type[BaseHTTPRequestHandler]:
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+    registry = _registry(board)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            match self.path.partition("?")[0]:
+                case "/progress":
+                    self._answer(200, "application/json", board.current.model_dump_json().encode())
+                case "/metrics":
+                    self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+                case _:
+                    self._answer(404, "text/plain", b"here are /progress and /metrics\n")
+
+        def _answer(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+            """Requests come every second: they are not logged."""
+
+    return Handler
+
+
+def _registry(board: ProgressBoard) -> Any:
+    """A Prometheus registry whose one collector reads the board."""
+    from collections.abc import Iterator
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+
+    class BoardCollector(Collector):
+        def collect(self) -> Iterator[Metric]:
+            now = board.current
+            values = {
+                "dmd_step": ("Steps done, in the stage's own unit.", now.step),
+                "dmd_steps_total": ("Steps that the stage has.", now.total),
+                "dmd_attempt": ("The number of this attempt.", now.attempt),
+                "dmd_eta_seconds": ("Estimated seconds to the stage's end.", now.eta_seconds),
+                "dmd_images_per_second": ("Training throughput over all processes.", now.images_per_second),
+                "dmd_fid": ("The latest Frechet distance of the generator's EMA.", now.fid),
+                "dmd_best_fid": ("The lowest Frechet distance so far.", now.best_fid),
+            }
+            for name, (help_text, value) in values.items():
+                if value is not None:
+                    family = GaugeMetricFamily(name, help_text, labels=["stage"])
+                    family.add_metric([now.stage], value)
+                    yield family
+            losses = GaugeMetricFamily("dmd_loss", "The latest losses.", labels=["stage", "loss"])
+            for loss, value in now.losses.items():
+                losses.add_metric([now.stage, loss], value)
+            yield losses
+
+    registry = CollectorRegistry()
+    registry.register(BoardCollector())
+    return registry

@@ -1,0 +1,50 @@
+"""The generator as an MLflow model, from code: this file travels with the model and imports nothing of this project.
+
+Input: a table with a row an image: `seed` (integer), and `class_label` (integer) for class-conditional generators.
+Output: a table with a column `png`: the image as a PNG file in base64.
+"""
+
+import base64
+from io import BytesIO
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+
+class GeneratorModel(PythonModel):  # type: ignore[misc]
+    """One image a row; the same seed and label give the same image, alone or in a batch."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Loads the pipeline."""
+        import torch
+        from diffusers import DiffusionPipeline
+
+        pipeline: Any = DiffusionPipeline.from_pretrained(context.artifacts["pipeline"])
+        pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.arguments = dict(context.model_config or {})
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Makes an image for each row."""
+        import torch
+
+        # Noise is drawn on the CPU, a generator a row, so that a row's image depends on its seed alone.
+        noise = [torch.Generator("cpu").manual_seed(int(seed)) for seed in model_input["seed"]]
+        arguments = {**self.arguments, "batch_size": len(noise), "generator": noise}
+        if "class_label" in model_input and self.pipeline.unet.config.num_class_embeds is not None:
+            arguments["class_labels"] = [int(label) for label in model_input["class_label"]]
+        images = self.pipeline(**arguments).images
+        return pd.DataFrame({"png": [_base64_png(image) for image in images]})
+
+
+def _base64_png(image: Any) -> str:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+mlflow.models.set_model(GeneratorModel())
