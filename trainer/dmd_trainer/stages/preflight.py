@@ -105,7 +105,8 @@ def _check_evaluation(context: StageContext, teacher: Teacher) -> None:
     channels, height, width = teacher.sample_shape
     if extractor.channels not in (None, channels):
         raise BadInputError(
-            f"spec.evaluation.features: {extractor.name} takes {extractor.channels} channel(s), the teacher makes {channels}"
+            f"spec.evaluation.features: {extractor.name} takes images with {extractor.channels} channel(s), "
+            f"the teacher's have {channels}"
         )
     reference_features(
         spec.evaluation.reference, extractor, (height, width), context.shared_storage, context.scratch, device

@@ -1,0 +1,199 @@
+"""How a run looks while it runs: a progress bar a stage, or plain lines where there is no terminal."""
+
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+
+from dmd_api.runtime import Progress, Stage
+
+LINE_SECONDS = 15.0
+LABELS = {
+    Stage.PREFLIGHT: "preflight",
+    Stage.PREPARE: "pairs",
+    Stage.DISTILL: "distill",
+    Stage.EVALUATE: "evaluate",
+}
+LOSS_NAMES = {"distribution_matching": "dm", "regression": "reg", "fake_score": "fake"}
+
+
+class Display(Protocol):
+    """What shows the stages of a run."""
+
+    def start(self, stage: Stage) -> None:
+        """A stage begins."""
+
+    def show(self, progress: Progress) -> None:
+        """A stage's present progress."""
+
+    def finish(self, stage: Stage, note: str) -> None:
+        """A stage is done (or was already)."""
+
+    def fail(self, stage: Stage, note: str) -> None:
+        """A stage ended without success."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def make_display(console: Console) -> Display:
+    """Bars on a terminal, lines elsewhere."""
+    return BarDisplay(console) if console.is_terminal else LineDisplay(console)
+
+
+def describe(progress: Progress) -> str:
+    """A stage's progress in words: activity, losses, speed, FID."""
+    parts = [progress.activity]
+    parts += [f"{LOSS_NAMES.get(name, name)} {value:.3g}" for name, value in progress.losses.items()]
+    if progress.images_per_second is not None:
+        parts.append(f"{progress.images_per_second:.0f} img/s")
+    if progress.fid is not None:
+        parts.append(f"FID {progress.fid:.3g}")
+    return " · ".join(part for part in parts if part)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42s, 3m05s, 2h10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class _Messages:
+    """Remembers which of a stage's messages were shown."""
+
+    def __init__(self) -> None:
+        self._seen: list[str] = []
+
+    def news(self, messages: list[str]) -> list[str]:
+        new = [message for message in messages if message not in self._seen]
+        self._seen += new
+        return new
+
+
+class BarDisplay:
+    """One bar a stage."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Bars(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[time]:>7}"),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            transient=False,
+        )
+        self._task: TaskID | None = None
+        self._started = 0.0
+        self._messages = _Messages()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, stage: Stage) -> None:
+        self._task = self._bars.add_task(LABELS[stage], total=None, note="starting", time="")
+        self._started = time.monotonic()
+
+    def show(self, progress: Progress) -> None:
+        assert self._task is not None
+        for message in self._messages.news(progress.messages):
+            self._bars.console.print(f"  [yellow]![/yellow] {message}", highlight=False)
+        eta = progress.eta_seconds
+        elapsed = time.monotonic() - self._started
+        if eta is None and progress.step and progress.total:
+            eta = elapsed * (progress.total - progress.step) / progress.step
+        self._bars.update(
+            self._task,
+            total=progress.total or None,
+            completed=progress.step,
+            note=describe(progress),
+            time=f"{duration(eta)} left" if eta is not None else "",
+        )
+
+    def finish(self, stage: Stage, note: str) -> None:
+        if self._task is None:
+            self.start(stage)
+        assert self._task is not None
+        elapsed = time.monotonic() - self._started
+        task = next(task for task in self._bars.tasks if task.id == self._task)
+        total = task.total or 1
+        self._bars.update(
+            self._task, total=total, completed=total, note=note, time=duration(elapsed) if elapsed > 1 else ""
+        )
+        self._task = None
+
+    def fail(self, stage: Stage, note: str) -> None:
+        assert self._task is not None
+        self._bars.update(self._task, note=f"[red]{note}", time="")
+        self._bars.stop_task(self._task)
+        self._task = None
+
+    def say(self, text: str) -> None:
+        self._bars.console.print(text, highlight=False)
+
+
+class LineDisplay:
+    """A line now and then, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next = 0.0
+        self._activity = ""
+        self._started = 0.0
+        self._messages = _Messages()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def start(self, stage: Stage) -> None:
+        self._started, self._next, self._activity = time.monotonic(), 0.0, ""
+        self._print(f"{LABELS[stage]}: starting")
+
+    def show(self, progress: Progress) -> None:
+        label = LABELS[progress.stage]
+        for message in self._messages.news(progress.messages):
+            self._print(f"{label}: {message}")
+        now = time.monotonic()
+        if now < self._next and progress.activity == self._activity:
+            return
+        self._next, self._activity = now + LINE_SECONDS, progress.activity
+        counted = f"{progress.step}/{progress.total} {progress.unit} · " if progress.total else ""
+        left = f" · {duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
+        self._print(f"{label}: {counted}{describe(progress)}{left}")
+
+    def finish(self, stage: Stage, note: str) -> None:
+        elapsed = time.monotonic() - self._started if self._started else 0.0
+        self._print(f"{LABELS[stage]}: {note}" + (f" ({duration(elapsed)})" if elapsed > 1 else ""))
+        self._started = 0.0
+
+    def fail(self, stage: Stage, note: str) -> None:
+        self._print(f"{LABELS[stage]}: {note}")
+
+    def say(self, text: str) -> None:
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)

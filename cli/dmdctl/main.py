@@ -1,0 +1,147 @@
+"""`dmdctl`: distils diffusion models into one-step generators, on this machine."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dmd_api import __version__
+from dmd_api.errors import BadInputError, DMDError
+from dmd_api.exit_codes import ExitCode
+
+app = typer.Typer(
+    help="Turn a diffusion model into a one-step generator with Distribution Matching Distillation.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ManifestFile = Annotated[
+    Path, typer.Argument(help="The manifest, a YAML file with one DMDDistillation.", metavar="FILE")
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where runs go if the manifest does not say: file://, s3://. Default: ./dmd-runs.", metavar="URI"
+    ),
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(help="MLflow server if the manifest names none. Default: a database in ./dmd-runs.", metavar="URI"),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dmdctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    file: ManifestFile,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train with this many processes on this machine instead of the manifest's workers."),
+    ] = None,
+    storage: StorageOption = None,
+    tracking: TrackingOption = None,
+) -> None:
+    """Run the whole distillation on this machine: preflight, pairs, training, evaluation, registration.
+
+    The same command again goes on where the last one stopped, and does nothing where all is done. Ctrl-C stops after
+    a checkpoint.
+
+    Exit codes: 0 done, 2 bad input, 3 a quality gate failed, 4 training diverged, 130 interrupted.
+
+    Example: `dmdctl run examples/distill-digits.yaml`
+    """
+    _need_trainer("run")
+    from dmdctl.run import run_manifest
+
+    raise typer.Exit(run_manifest(file, processes, storage, tracking))
+
+
+@app.command()
+def plan(
+    file: ManifestFile,
+    probe: Annotated[
+        bool, typer.Option(help="Time the teacher on this machine to estimate how long the run takes.")
+    ] = True,
+) -> None:
+    """Show what a run would create, compute and store, and about how long it takes here; creates nothing.
+
+    Example: `dmdctl plan examples/distill-sd15.yaml --no-probe`
+    """
+    if probe:
+        _need_trainer("plan --probe")
+    from dmdctl.plan import show_plan
+
+    show_plan(file, probe)
+
+
+@app.command()
+def sample(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The generator: models:/NAME@ALIAS, models:/NAME/VERSION, or a diffusers pipeline's folder.",
+            metavar="MODEL",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The picture that is written, a PNG file.", metavar="PNG")],
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="How many images.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="The first image's seed; each further one's is one more.")] = 0,
+    class_labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Labels to go through, e.g. `3` or `0,1,2`. Default: all, one after another.", metavar="LABELS"
+        ),
+    ] = None,
+    tracking: Annotated[
+        str | None,
+        typer.Option(
+            help="The MLflow server that has the model. Default: MLFLOW_TRACKING_URI, else ./dmd-runs/mlflow.db.",
+            metavar="URI",
+        ),
+    ] = None,
+) -> None:
+    """Draw images from a registered generator and write them as a grid.
+
+    Example: `dmdctl sample models:/digits-onestep@champion --out grid.png --count 100`
+    """
+    _need_trainer("sample")
+    from dmdctl.sample import sample_model
+
+    sample_model(model, out, count, seed, class_labels, tracking)
+
+
+def _need_trainer(command: str) -> None:
+    missing = [name for name in ("torch", "diffusers", "mlflow") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BadInputError(
+            f"dmdctl {command} needs the trainer ({', '.join(missing)} missing): pip install 'dmd-operator[trainer]'"
+        )
+
+
+def main() -> None:
+    """The command's entry point: every error that has words for the user becomes those words and an exit code."""
+    try:
+        app()
+    except DMDError as error:
+        typer.secho(error.message, fg="red", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)

@@ -1,0 +1,161 @@
+"""`dmdctl run`: the stages of a distillation, one after another, on this machine."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from dmd_api.defaults import resolve_defaults
+from dmd_api.errors import BadInputError
+from dmd_api.exit_codes import ExitCode
+from dmd_api.loading import load_manifest
+from dmd_api.manifest import DMDDistillation, Workers, manifest_hash
+from dmd_api.runtime import Stage, StageResult
+from dmd_trainer.evaluation.report import Report
+from dmd_trainer.storage import Storage, open_storage
+from dmdctl.bars import Display, make_display
+from dmdctl.local_runner import Interrupts, LocalRun
+from dmdctl.summary import show_summary
+
+RUNS = Path("dmd-runs")
+RETRYABLE = {ExitCode.UNEXPECTED, ExitCode.INFRASTRUCTURE}
+BACK_OFF_SECONDS = (5.0, 60.0)
+
+
+def run_manifest(file: Path, processes: int | None, storage: str | None, tracking: str | None) -> ExitCode:
+    """Runs what is not done yet of the manifest's distillation, and shows what came of it.
+
+    Raises:
+        ManifestError: the manifest is wrong.
+        BadInputError: the same run is going on already, or a default is wrong.
+    """
+    manifest = with_local_defaults(load_manifest(file), storage, tracking)
+    run_key = f"{manifest.metadata.name}-{manifest_hash(manifest)}"
+    assert manifest.spec.storage is not None
+    place = open_storage(manifest.spec.storage.uri, endpoint_url=manifest.spec.storage.endpoint_url).sub(run_key)
+    if processes is not None:
+        manifest = with_processes(manifest, processes)
+    local = RUNS.absolute() / run_key
+    console = Console()
+    interrupts = Interrupts()
+    run = LocalRun(manifest, run_key, local / "logs", RUNS.absolute() / "scratch" / run_key, interrupts)
+    with only_one(local), make_display(console) as display:
+        display.say(f"[bold]{manifest.metadata.name}[/bold]  {place.uri}")
+        for stage in Stage:
+            outcome = _finished(place, stage, manifest)
+            if outcome is not None:
+                display.start(stage)
+                display.finish(stage, "done before")
+                continue
+            display.start(stage)
+            outcome = _run_stage(run, stage, display)
+            if outcome.error is not None:
+                display.fail(stage, outcome.error.reason)
+                break
+            place.write(f"stages/{stage}.json", outcome.model_dump_json(indent=1).encode())
+            display.finish(stage, _note(stage, outcome))
+    if outcome is not None and outcome.error is not None:
+        _explain(console, run, outcome)
+        return ExitCode(outcome.error.exit_code)
+    report = Report.model_validate_json(place.read("report.json"))
+    show_summary(console, report, place, manifest)
+    return ExitCode.GATES_FAILED if report.failed_gates else ExitCode.DONE
+
+
+def with_local_defaults(manifest: DMDDistillation, storage: str | None, tracking: str | None) -> DMDDistillation:
+    """Storage and tracking below ./dmd-runs where neither the manifest nor the command names them."""
+    runs = RUNS.absolute()
+    return resolve_defaults(manifest, storage or f"file://{runs}", tracking or f"sqlite:///{runs}/mlflow.db")
+
+
+def with_processes(manifest: DMDDistillation, processes: int) -> DMDDistillation:
+    """The manifest with this many processes on one node.
+
+    Raises:
+        BadInputError: the batch cannot be divided among them.
+    """
+    spec = manifest.spec
+    if spec.training.batch_size % (processes * (spec.training.micro_batch_size or 1)):
+        raise BadInputError(f"--processes: spec.training.batchSize {spec.training.batch_size} is not a multiple of it")
+    workers = Workers(nodes=1, processes_per_node=processes)
+    return manifest.model_copy(update={"spec": spec.model_copy(update={"workers": workers})})
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds the run's lock, which the kernel lets go of when this process ends, however it ends.
+
+    Raises:
+        BadInputError: another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BadInputError(f"{folder}: this run is going on already in another process; let it end") from error
+            yield
+    except PermissionError as error:
+        raise BadInputError(f"{error.filename}: permission denied; run in a folder that you may write to") from error
+
+
+def _finished(place: Storage, stage: Stage, manifest: DMDDistillation) -> StageResult | None:
+    """The result of a stage that is done; an evaluation whose gates were changed since is not."""
+    key = f"stages/{stage}.json"
+    if not place.exists(key):
+        return None
+    if stage == Stage.EVALUATE:
+        asked = json.loads(place.read("report.json"))["gates"] if place.exists("report.json") else None
+        gates = [gate.model_dump() for gate in manifest.spec.gates]
+        if asked is None or [{k: gate.get(k) for k in ("metric", "max", "min")} for gate in asked] != gates:
+            return None
+    return StageResult.model_validate_json(place.read(key))
+
+
+def _run_stage(run: LocalRun, stage: Stage, display: Display) -> StageResult:
+    """Attempts at a stage until one ends for good: failures that may pass are tried again, up to maxRestarts."""
+    import time
+
+    attempt = 1 + max((int(p.name.rpartition("-")[2]) for p in run.logs.glob(f"{stage}-*")), default=0)
+    failures, wait = 0, BACK_OFF_SECONDS[0]
+    while True:
+        result = run.run_attempt(stage, attempt, display.show)
+        retryable = result.error is not None and result.error.exit_code in RETRYABLE
+        if not retryable or run.interrupts.count or failures == run.manifest.spec.max_restarts:
+            return result
+        assert result.error is not None
+        failures, attempt = failures + 1, attempt + 1
+        display.say(f"  [yellow]![/yellow] {stage}: {result.error.message}; attempt {attempt} in {wait:.0f} s")
+        until = time.monotonic() + wait
+        while time.monotonic() < until and not run.interrupts.count:
+            time.sleep(0.1)
+        if run.interrupts.count:
+            return result
+        wait = min(2 * wait, BACK_OFF_SECONDS[1])
+
+
+def _note(stage: Stage, outcome: StageResult) -> str:
+    result = outcome.result
+    match stage:
+        case Stage.PREPARE:
+            return f"{result.get('pairs')} pairs"
+        case Stage.DISTILL:
+            return f"best FID {float(result.get('fid') or 0):.4g} at step {result.get('bestStep')}"
+        case Stage.EVALUATE:
+            return f"version {result.get('modelVersion')} of {result.get('registeredModel')}"
+    return "teacher, storage, tracking and data fit together"
+
+
+def _explain(console: Console, run: LocalRun, outcome: StageResult) -> None:
+    assert outcome.error is not None
+    attempts = sorted(run.logs.glob(f"{outcome.stage}-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    colour = "yellow" if outcome.error.exit_code == ExitCode.INTERRUPTED else "red"
+    console.print(f"[{colour}]{outcome.stage}:[/{colour}] {outcome.error.message}", highlight=False, soft_wrap=True)
+    if outcome.error.exit_code == ExitCode.INTERRUPTED:
+        console.print("the same command goes on from there", highlight=False)
+    elif attempts:
+        console.print(f"logs: {attempts[-1]}", highlight=False, soft_wrap=True)

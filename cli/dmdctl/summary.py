@@ -1,0 +1,56 @@
+"""What a finished run is shown as: a table, and how to go on."""
+
+from rich.console import Console
+from rich.table import Table
+
+from dmd_api.manifest import DMDDistillation
+from dmd_trainer.evaluation.report import Report, ThreeWay
+from dmd_trainer.storage import Storage
+
+
+def show_summary(console: Console, report: Report, place: Storage, manifest: DMDDistillation) -> None:
+    """Prints the table, the gates, the files and the commands to go on with."""
+    table = Table(title=f"{report.name}: {report.samples:,} samples, {report.features} features", title_justify="left")
+    for column in ("", "teacher", "untrained one-step", "distilled one-step"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows: list[tuple[str, ThreeWay | None, str]] = [
+        ("FID", report.fid, ".4f"),
+        ("precision", report.precision, ".3f"),
+        ("recall", report.recall, ".3f"),
+        ("coverage", report.coverage, ".3f"),
+        ("class accuracy", report.accuracy, ".2%"),
+    ]
+    for label, values, style in rows:
+        if values is not None:
+            table.add_row(label, *(format(v, style) for v in (values.teacher, values.initial, values.generator)))
+    nfe, seconds = report.network_evaluations, report.seconds_per_image
+    table.add_row("network evaluations", f"{nfe.teacher:.0f}", f"{nfe.generator:.0f}", f"{nfe.generator:.0f}")
+    generator = f"{1000 * seconds.generator:.3f}"
+    table.add_row(f"ms an image ({report.device})", f"{1000 * seconds.teacher:.3f}", generator, generator)
+    console.print()
+    console.print(table)
+    ratio, speed = report.fid.generator / report.fid.teacher, seconds.teacher / seconds.generator
+    console.print(f"FID {ratio:.2f} times the teacher's, {speed:.0f} times faster", highlight=False)
+    for gate in report.gates:
+        bound = f"at most {gate.max:g}" if gate.max is not None else f"at least {gate.min:g}"
+        mark = "[green]passed[/green]" if gate.passed else "[red]failed[/red]"
+        console.print(f"gate {mark}: {gate.metric} {gate.value:.4g}, {bound}", highlight=False)
+    if report.failed_gates:
+        console.print(
+            f"version {report.model_version} of {report.registered_model} is registered without the alias "
+            f"{manifest.spec.tracking.alias}",
+            highlight=False,
+        )
+    model = f"models:/{report.registered_model}" + (f"@{report.alias}" if report.alias else f"/{report.model_version}")
+    uri = manifest.spec.tracking.uri
+    lines = [
+        ("picture", place.uri_of("samples/training.png")),
+        ("report", place.uri_of("report.json")),
+        ("sample", f"dmdctl sample {model} --out grid.png --tracking {uri}"),
+        ("serve", f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m {model} --env-manager local -p 5001"),
+    ]
+    if uri and uri.startswith("sqlite:"):
+        lines.insert(2, ("metrics", f"mlflow ui --backend-store-uri {uri}"))
+    console.print()
+    for label, value in lines:
+        console.print(f"[bold]{label:<8}[/bold] {value.removeprefix('file://')}", highlight=False, soft_wrap=True)
