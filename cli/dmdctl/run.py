@@ -44,25 +44,28 @@ def run_manifest(file: Path, processes: int | None, storage: str | None, trackin
     run = LocalRun(manifest, run_key, local / "logs", RUNS.absolute() / "scratch" / run_key, interrupts)
     with only_one(local), make_display(console) as display:
         display.say(f"[bold]{manifest.metadata.name}[/bold]  {place.uri}")
-        for stage in Stage:
-            outcome = _finished(place, stage, manifest)
-            if outcome is not None:
-                display.start(stage)
-                display.finish(stage, "done before")
-                continue
-            display.start(stage)
-            outcome = _run_stage(run, stage, display)
-            if outcome.error is not None:
-                display.fail(stage, outcome.error.reason)
-                break
-            place.write(f"stages/{stage}.json", outcome.model_dump_json(indent=1).encode())
-            display.finish(stage, _note(stage, outcome))
-    if outcome is not None and outcome.error is not None:
-        _explain(console, run, outcome)
-        return ExitCode(outcome.error.exit_code)
+        failed = _run_stages(run, place, display)
+    if failed is not None:
+        return _explain(console, run, failed)
     report = Report.model_validate_json(place.read("report.json"))
     show_summary(console, report, place, manifest)
     return ExitCode.GATES_FAILED if report.failed_gates else ExitCode.DONE
+
+
+def _run_stages(run: LocalRun, place: Storage, display: Display) -> StageResult | None:
+    """Runs the stages that are not done; the result of the one that failed, or None."""
+    for stage in Stage:
+        display.start(stage)
+        if _is_finished(place, stage, run.manifest):
+            display.finish(stage, "done before")
+            continue
+        outcome = _run_stage(run, stage, display)
+        if outcome.error is not None:
+            display.fail(stage, outcome.error.reason)
+            return outcome
+        place.write(f"stages/{stage}.json", outcome.model_dump_json(indent=1).encode())
+        display.finish(stage, _note(stage, outcome))
+    return None
 
 
 def with_local_defaults(manifest: DMDDistillation, storage: str | None, tracking: str | None) -> DMDDistillation:
@@ -103,17 +106,16 @@ def only_one(folder: Path) -> Iterator[None]:
         raise BadInputError(f"{error.filename}: permission denied; run in a folder that you may write to") from error
 
 
-def _finished(place: Storage, stage: Stage, manifest: DMDDistillation) -> StageResult | None:
-    """The result of a stage that is done; an evaluation whose gates were changed since is not."""
-    key = f"stages/{stage}.json"
-    if not place.exists(key):
-        return None
+def _is_finished(place: Storage, stage: Stage, manifest: DMDDistillation) -> bool:
+    """Whether a stage is done; an evaluation whose gates were changed since is not."""
+    if not place.exists(f"stages/{stage}.json"):
+        return False
     if stage == Stage.EVALUATE:
         asked = json.loads(place.read("report.json"))["gates"] if place.exists("report.json") else None
         gates = [gate.model_dump() for gate in manifest.spec.gates]
         if asked is None or [{k: gate.get(k) for k in ("metric", "max", "min")} for gate in asked] != gates:
-            return None
-    return StageResult.model_validate_json(place.read(key))
+            return False
+    return True
 
 
 def _run_stage(run: LocalRun, stage: Stage, display: Display) -> StageResult:
@@ -150,7 +152,7 @@ def _note(stage: Stage, outcome: StageResult) -> str:
     return "teacher, storage, tracking and data fit together"
 
 
-def _explain(console: Console, run: LocalRun, outcome: StageResult) -> None:
+def _explain(console: Console, run: LocalRun, outcome: StageResult) -> ExitCode:
     assert outcome.error is not None
     attempts = sorted(run.logs.glob(f"{outcome.stage}-*"), key=lambda p: int(p.name.rpartition("-")[2]))
     colour = "yellow" if outcome.error.exit_code == ExitCode.INTERRUPTED else "red"
@@ -159,3 +161,4 @@ def _explain(console: Console, run: LocalRun, outcome: StageResult) -> None:
         console.print("the same command goes on from there", highlight=False)
     elif attempts:
         console.print(f"logs: {attempts[-1]}", highlight=False, soft_wrap=True)
+    return ExitCode(outcome.error.exit_code)

@@ -228,9 +228,7 @@ class PodSettings(Model):
 class Evaluation(PodSettings):
     """How generators are measured, during training and in the end."""
 
-    metrics: list[Metric] = Field(
-        default_factory=lambda: ["FID"], min_length=1, max_length=16, description="What is measured; FID always is."
-    )
+    metrics: list[Metric] = Field(["FID"], min_length=1, max_length=16, description="What is measured; FID always is.")
     samples: int = Field(10_000, ge=2, le=10_000_000, description="Generated images per measurement.")
     every: int = Field(
         1000,

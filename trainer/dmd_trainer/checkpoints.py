@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from dmd_api.errors import BadInputError
 from dmd_trainer.distributed import any_rank, barrier, broadcast_object, local_rank, rank_and_world_size
@@ -66,7 +68,7 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._rank, self._world_size = rank_and_world_size()
         # What the background writes is agreed on in a group of its own: its collectives must not mix with training's.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group: dist.ProcessGroup | None = _own_group()
 
     def save(self, state: dict[str, Any], step: int, extra: dict[str, Any]) -> None:
         """Starts writing a checkpoint; waits for the one before, if that is still under way.
@@ -82,9 +84,9 @@ class Checkpointer:
         self.wait()
         name = CheckpointName(step, self._attempt)
         folder = self._scratch / str(name)
-        written = dcp.async_save(
+        written = async_save(
             state,
-            storage_writer=dcp.FileSystemWriter(folder),
+            storage_writer=FileSystemWriter(folder),
             process_group=self._group,
             no_dist=self._group is None,
         )
@@ -166,7 +168,7 @@ class Checkpointer:
                 if problem and self._rank == 0:
                     self._on_message(f"checkpoint {name} is passed over: {problem}")
                 continue
-            dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=self._group is None)
+            load(state, storage_reader=FileSystemReader(folder), no_dist=self._group is None)
             barrier()
             manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
             barrier()
@@ -193,3 +195,11 @@ class Checkpointer:
             # An InfrastructureError goes up: a storage that is away must not look like a damaged checkpoint.
             return f"it cannot be read ({error})"
         return ""
+
+
+def _own_group() -> dist.ProcessGroup | None:
+    if not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    return group
