@@ -35,6 +35,7 @@ lint: setup ## ruff, mypy, the import contracts, and whether generated files are
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m dmd_api.generate --check
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix .

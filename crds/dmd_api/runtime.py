@@ -3,7 +3,6 @@
 A stage is one command, `python -m dmd_trainer STAGE`, told everything else by the environment variables below.
 """
 
-import json
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +35,7 @@ SHUTDOWN_TIMEOUT = "DMD_SHUTDOWN_TIMEOUT"
 END_WITH_PARENT = "DMD_END_WITH_PARENT"
 """`1`: a stage is sent SIGTERM by the kernel when the process that started it dies (Linux), as `dmdctl run` wants."""
 
+CUT = " [cut]"
 TERMINATION_MESSAGE_BYTES = 4096
 """What Kubernetes keeps of a container's termination message."""
 
@@ -94,12 +94,11 @@ class StageResult(BaseModel):
 
     def to_termination_message(self) -> str:
         """The result as JSON of at most `TERMINATION_MESSAGE_BYTES` bytes; a longer error is cut, and says so."""
-        text = self.model_dump_json(exclude_none=True)
-        excess = len(text.encode()) - TERMINATION_MESSAGE_BYTES
-        if excess <= 0 or self.error is None:
-            return text
-        # ASCII with escapes taken out, so that cutting characters is cutting at least as many bytes.
-        plain = json.dumps(self.error.message).strip('"').encode("ascii", "ignore").decode().replace("\\", "/")
-        keep = max(0, len(plain) - excess - 64)
-        shorter = self.error.model_copy(update={"message": plain[:keep] + " [cut]"})
-        return self.model_copy(update={"error": shorter, "result": {}}).model_dump_json(exclude_none=True)
+        shorter = self
+        while len((text := shorter.model_dump_json(exclude_none=True)).encode()) > TERMINATION_MESSAGE_BYTES:
+            # Characters take one to several bytes in JSON: what is left is cut until it fits.
+            assert shorter.error is not None, "results are short"
+            kept = shorter.error.message.removesuffix(CUT)[: len(shorter.error.message) * 3 // 4]
+            error = shorter.error.model_copy(update={"message": kept + CUT})
+            shorter = self.model_copy(update={"error": error, "result": {}})
+        return text

@@ -109,6 +109,7 @@ class Distillation:
         self.teacher, self.training, self.method = teacher, training, method
         self.conditions, self.pairs, self.regression_loss = conditions, pairs, regression_loss
         self.device = teacher.denoiser.schedule.sigmas.device
+        self.dtype = next(teacher.denoiser.network.parameters()).dtype
         self.mu_real = guide(teacher, spec.teacher.guidance_scale)
         self.generator_network = _trainable_copy(teacher.denoiser.network)
         self.fake_score_network = _trainable_copy(teacher.denoiser.network)
@@ -183,13 +184,13 @@ class Distillation:
             draws = Draws(self.training.seed, "generator update", step, indices)
             condition, noise = self._draw_inputs(draws)
             index = draws.integers(*middle_indices(len(schedule)))
-            eps = draws.normal(self.teacher.sample_shape).to(self.device)
+            eps = self._normal(draws)
 
             # One call for both losses: a generator pass over twice the batch costs less than two passes.
             if self.pairs is not None:
                 pair_noise, reference, pair_condition = self.pairs.at(draws.integers(0, len(self.pairs)))
                 both = {k: torch.cat([v, pair_condition[k].to(self.device)]) for k, v in condition.items()}
-                x, x_pairs = self.generator(torch.cat([noise, pair_noise.to(self.device)]), both).chunk(2)
+                x, x_pairs = self.generator(torch.cat([noise, pair_noise.to(noise)]), both).chunk(2)
             else:
                 x = self.generator(noise, condition)
 
@@ -201,7 +202,7 @@ class Distillation:
             losses = {"distribution_matching": distribution_matching_loss(x, gradient)}
             loss = losses["distribution_matching"]
             if self.pairs is not None:
-                losses["regression"] = self.regression_loss(x_pairs, reference.to(self.device))
+                losses["regression"] = self.regression_loss(x_pairs, reference.to(x))
                 loss = loss + self.regression_weight(step) * losses["regression"]
             share = len(indices) / self.local_batch
             (loss * share).backward()
@@ -234,7 +235,7 @@ class Distillation:
         for indices, (images, condition) in zip(self.micro_batches, batches, strict=True):
             draws = Draws(self.training.seed, f"fake score update {update}", step, indices)
             level = schedule.at(draws.integers(0, len(schedule)).to(self.device))
-            eps = draws.normal(self.teacher.sample_shape).to(self.device)
+            eps = self._normal(draws)
             loss = denoising_loss(self.mu_fake, images, eps, level, condition)
             share = len(indices) / self.local_batch
             (loss * share).backward()
@@ -256,7 +257,10 @@ class Distillation:
 
     def _draw_inputs(self, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
         condition = to_device(self.conditions.draw(draws), self.device)
-        return condition, draws.normal(self.teacher.sample_shape).to(self.device)
+        return condition, self._normal(draws)
+
+    def _normal(self, draws: Draws) -> Tensor:
+        return draws.normal(self.teacher.sample_shape).to(self.device, self.dtype)
 
     def _clip(self, parameters: list[nn.Parameter], losses: Mapping[str, float], name: str, step: int) -> float:
         """Clips to `training.gradientClipNorm`; every rank sees the same averages and so decides alike."""

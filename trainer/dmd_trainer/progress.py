@@ -34,8 +34,9 @@ class ProgressBoard:
         self._current = self._current.model_copy(update=fields)
 
     def advance(self, count: int) -> None:
-        """Counts `count` more steps."""
-        self.update(step=self._current.step + count)
+        """Counts `count` more steps, up to the total: a last batch may be smaller than the others."""
+        step = self._current.step + count
+        self.update(step=min(step, self._current.total) if self._current.total else step)
 
     def message(self, text: str) -> None:
         """Shows a line that a person should see, and logs it."""

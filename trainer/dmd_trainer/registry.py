@@ -150,7 +150,7 @@ def _retry(uri: str, action: Callable[[], T], patience: float = OUTAGE_SECONDS) 
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(passing),
-        wait=tenacity.wait_exponential_jitter(initial=0.5, max=15),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
         stop=tenacity.stop_after_delay(patience),
         reraise=True,
     )

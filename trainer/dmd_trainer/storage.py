@@ -248,7 +248,7 @@ class S3Storage(Storage):
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(passing),
-            wait=tenacity.wait_exponential_jitter(initial=0.5, max=15),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
             stop=tenacity.stop_after_delay(OUTAGE_SECONDS),
             reraise=True,
         )

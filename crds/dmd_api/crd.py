@@ -1,0 +1,226 @@
+"""The CustomResourceDefinition, derived from the pydantic models.
+
+Pydantic's own JSON schema is not structural: references are resolved here, `null` alternatives become optional fields,
+and unknown fields are left to the API server, which prunes or refuses them. Every list, map and string is bounded, so
+that the cost of the rules is.
+"""
+
+from typing import Any
+
+from dmd_api.manifest import KIND, DMDDistillation, Spec
+from dmd_api.rules import LONGEST_SUFFIX, NAME_RULE, RULES
+
+GROUP, VERSION, PLURAL = "dmd-operator.io", "v1alpha1", "dmddistillations"
+LONGEST_STRING = 4096
+LONGEST_LIST = 64
+DROPPED = ("title", "additionalProperties", "discriminator")
+
+IMMUTABLE = (
+    "is immutable: make a new DMDDistillation (suspend, maxRestarts, activeDeadlineSeconds, ttlSecondsAfterFinished, "
+    "gates and tracking.alias may change)"
+)
+FROZEN = ("teacher", "data", "method", "training", "evaluation", "workers", "pairWorkers", "images")
+FROZEN_OPTIONAL = ("storage", "huggingFace", "serviceAccountName")
+COLUMNS = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Step", "integer", ".status.step", 0),
+    ("Progress", "string", ".status.progress", 0),
+    ("ETA", "string", ".status.eta", 0),
+    ("FID", "number", ".status.fid", 0),
+    ("Attempt", "integer", ".status.attempt", 1),
+    ("Version", "string", ".status.modelVersion", 1),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+)
+
+
+def crd() -> dict[str, Any]:
+    """The CRD as it is written to `crds/`."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["dmd"],
+                "categories": ["all"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": kind, "jsonPath": path, "priority": priority}
+                        for name, kind, path, priority in COLUMNS
+                    ],
+                    "schema": {"openAPIV3Schema": _root()},
+                }
+            ],
+        },
+    }
+
+
+def spec_schema() -> dict[str, Any]:
+    """The structural schema of `spec`, with its rules."""
+    schema = Spec.model_json_schema(by_alias=True, mode="validation")
+    spec = _structural(schema, schema.get("$defs", {}))
+    spec["x-kubernetes-validations"] = (
+        [{"rule": rule.cel, "message": f"{rule.path}: {rule.message}", "fieldPath": f".{rule.path}"} for rule in RULES]
+        + [
+            {"rule": f"self.{name} == oldSelf.{name}", "message": f"{name} {IMMUTABLE}", "fieldPath": f".{name}"}
+            for name in FROZEN
+        ]
+        + [
+            {
+                "rule": f"has(self.{name}) == has(oldSelf.{name}) && "
+                f"(!has(self.{name}) || self.{name} == oldSelf.{name})",
+                "message": f"{name} {IMMUTABLE}",
+                "fieldPath": f".{name}",
+            }
+            for name in FROZEN_OPTIONAL
+        ]
+        + [
+            {
+                "rule": f"has(self.tracking.{name}) == has(oldSelf.tracking.{name}) && "
+                f"(!has(self.tracking.{name}) || self.tracking.{name} == oldSelf.tracking.{name})",
+                "message": f"tracking.{name} {IMMUTABLE}",
+                "fieldPath": f".tracking.{name}",
+            }
+            for name in ("uri", "experiment", "registeredModel", "credentialsSecretRef")
+        ]
+    )
+    return spec
+
+
+def _root() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": (DMDDistillation.__doc__ or "").strip(),
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec_schema(),
+            "status": _status(),
+        },
+        "x-kubernetes-validations": [
+            {
+                "rule": f"size(self.metadata.name) <= {63 - LONGEST_SUFFIX}",
+                "message": f"{NAME_RULE.path}: {NAME_RULE.message}",
+            }
+        ],
+    }
+
+
+def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """One node of pydantic's schema as a structural one."""
+    if "$ref" in node:
+        target = definitions[node["$ref"].rpartition("/")[2]]
+        node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+    if "anyOf" in node:
+        alternatives = [choice for choice in node["anyOf"] if choice.get("type") != "null"]
+        assert len(alternatives) == 1, "the API has no unions"
+        inner = _structural(alternatives[0], definitions)
+        outer = {key: value for key, value in node.items() if key not in ("anyOf", "default")}
+        return {**inner, **{key: value for key, value in outer.items() if key not in DROPPED}}
+    result = {key: value for key, value in node.items() if key not in (*DROPPED, "$defs")}
+    if result.get("default", ...) is None:
+        del result["default"]
+    if "const" in result:
+        result["enum"] = [result.pop("const")]
+    if "prefixItems" in result:
+        items = result.pop("prefixItems")
+        result["items"] = items[0]
+    if "exclusiveMinimum" in result:
+        result["minimum"], result["exclusiveMinimum"] = result["exclusiveMinimum"], True
+    if "exclusiveMaximum" in result:
+        result["maximum"], result["exclusiveMaximum"] = result["exclusiveMaximum"], True
+    match result.get("type"):
+        case "object" if "properties" in result:
+            result["properties"] = _properties(result["properties"], result.get("required", []), definitions)
+        case "array":
+            result["items"] = _structural(result["items"], definitions)
+            result.setdefault("maxItems", LONGEST_LIST)
+        case "string" if "enum" not in result:
+            result.setdefault("maxLength", LONGEST_STRING)
+        case "integer":
+            result.setdefault("format", "int64")
+    return result
+
+
+def _properties(raw: dict[str, Any], required: list[str], definitions: dict[str, Any]) -> dict[str, Any]:
+    """An object's fields, with defaults for objects (`{}`) and lists (`[]`) that may be left out.
+
+    With `{}` an object's fields get their own defaults, and rules can read them without asking whether they are there.
+    """
+    properties = {}
+    for name, node in raw.items():
+        child = properties[name] = _structural(node, definitions)
+        absent = "anyOf" in node
+        if name in required or absent or "default" in child:
+            continue
+        if child.get("type") == "array":
+            child["default"] = []
+        elif child.get("type") == "object" and "properties" in child and not child.get("required"):
+            child["default"] = {}
+    return properties
+
+
+def _status() -> dict[str, Any]:
+    """What the operator writes; its fields are observations and never wishes."""
+    text = {"type": "string", "maxLength": LONGEST_STRING}
+    whole = {"type": "integer", "format": "int64"}
+    number = {"type": "number"}
+    time = {"type": "string", "format": "date-time"}
+    condition = {
+        "type": "object",
+        "required": ["type", "status", "lastTransitionTime", "reason", "message"],
+        "properties": {
+            "type": {"type": "string", "maxLength": 316},
+            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "observedGeneration": whole,
+            "lastTransitionTime": time,
+            "reason": {"type": "string", "maxLength": 1024},
+            "message": {"type": "string", "maxLength": 32768},
+        },
+    }
+    return {
+        "type": "object",
+        "description": "What was observed of the run.",
+        "properties": {
+            "observedGeneration": whole,
+            "phase": {**text, "description": "The stage that the run is in, or how it ended."},
+            "step": {**whole, "description": "Generator updates done."},
+            "progress": {**text, "description": "The stage's progress in per cent."},
+            "eta": {**text, "description": "Estimated time to the stage's end."},
+            "losses": {"type": "object", "maxProperties": 16, "additionalProperties": number},
+            "imagesPerSecond": number,
+            "fid": {**number, "description": "The latest Frechet distance of the generator's EMA."},
+            "attempt": {**whole, "description": "The number of the present attempt at distilling."},
+            "failures": {**whole, "description": "Failed attempts that count against maxRestarts."},
+            "startTime": time,
+            "completionTime": time,
+            "mlflowRun": text,
+            "modelVersion": text,
+            "resolved": {
+                "type": "object",
+                "description": "The operator's defaults as they were when the run started.",
+                "x-kubernetes-preserve-unknown-fields": True,
+            },
+            "conditions": {
+                "type": "array",
+                "maxItems": 32,
+                "items": condition,
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["type"],
+            },
+        },
+    }

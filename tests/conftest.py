@@ -1,0 +1,81 @@
+"""What all tests share: small models made here, and a manifest that trains one of them in seconds."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+TINY_CHANNELS = (8, 16)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests run beside each other: one thread each."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained class-conditional EDM teacher of 8x8 images, in diffusers format."""
+    from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
+
+    folder = tmp_path_factory.mktemp("teachers") / "edm"
+    scheduler = CMStochasticIterativeScheduler(num_train_timesteps=18, sigma_data=0.75)
+    ConsistencyModelPipeline(tiny_unet(num_class_embeds=10), scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained unconditional DDPM teacher of 8x8 images, in diffusers format."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    folder = tmp_path_factory.mktemp("teachers") / "ddpm"
+    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def tiny_unet(**options: Any) -> Any:
+    """A UNet2DModel of a few thousand parameters, the same at every call."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=TINY_CHANNELS,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        add_attention=False,
+        norm_num_groups=4,
+        **options,
+    ).eval()
+
+
+MANIFEST = yaml.safe_load("""
+apiVersion: dmd-operator.io/v1alpha1
+kind: DMDDistillation
+metadata: {name: tiny}
+spec:
+  teacher: {uri: builtin://digits-teacher}
+  data: {classLabels: {count: 10}}
+  method: {name: DMD, regression: {pairs: 24, solver: Heun, solverSteps: 3, loss: L2, weight: 0.25}}
+  training: {generatorUpdates: 12, batchSize: 8, learningRate: 0.001, emaDecay: 0.9, checkpointEvery: 3,
+             sampleEvery: 6, seed: 1}
+  evaluation: {metrics: [FID, Recall, Accuracy], samples: 100, every: 6, batchSize: 50,
+               reference: {uri: 'builtin://digits'}, features: {uri: 'builtin://digits-classifier'}}
+  tracking: {experiment: tests, registeredModel: tiny}
+""")
+
+
+@pytest.fixture
+def manifest_dict(tiny_teacher: Path) -> dict[str, Any]:
+    """A manifest, as parsed YAML, that distils the tiny teacher in a dozen steps."""
+    content = copy.deepcopy(MANIFEST)
+    content["spec"]["teacher"]["uri"] = tiny_teacher.as_uri()
+    return content

@@ -1,0 +1,152 @@
+"""Real servers on free loopback ports: S3 (SeaweedFS) and MLflow; and a proxy that can play ill."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from dmdctl.local_runner import free_port
+
+DEADLINE = 90.0
+ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
+
+
+@dataclass
+class Server:
+    """A server process and where it answers."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(20)
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + DEADLINE
+    while time.monotonic() < until:
+        assert process.poll() is None, log.read_text()[-2000:]
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError(f"nothing listens on {port}: {log.read_text()[-2000:]}")
+
+
+def start_s3(folder: Path, port: int) -> Server:
+    """A SeaweedFS S3 server with one identity; its data lie in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    options = {"dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "volume.max": 8, "filer": "true", "s3": "true"}
+    options |= {"s3.port": port, "s3.config": folder / "s3.json", "master.volumeSizeLimitMB": 64}
+    options |= {"master.telemetry": "false", "master.defaultReplication": "000"}
+    for name in ("master", "volume", "filer"):
+        options |= {f"{name}.port": free_port(), f"{name}.port.grpc": free_port()}
+    options |= {"s3.port.grpc": free_port()}
+    log = folder / "weed.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("weed")), "server", *(f"-{k}={v}" for k, v in options.items())],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+        )
+    wait_for_port(port, process, log)
+    return Server(process, f"http://127.0.0.1:{port}")
+
+
+def start_mlflow(folder: Path, port: int) -> Server:
+    """An MLflow tracking server on SQLite."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "mlflow.log"
+    store = f"sqlite:///{folder}/mlflow.db"
+    command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--backend-store-uri", store, "--artifacts-destination", str(folder / "files")],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        )
+    server = Server(process, f"http://127.0.0.1:{port}")
+    until = time.monotonic() + DEADLINE
+    while time.monotonic() < until:
+        assert process.poll() is None, log.read_text()[-2000:]
+        try:
+            urllib.request.urlopen(f"{server.url}/health", timeout=2).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+        else:
+            return server
+    raise AssertionError(log.read_text()[-2000:])
+
+
+@contextmanager
+def failing_proxy(target: str, failures: int) -> Iterator[tuple[str, list[int]]]:
+    """A proxy that answers the first `failures` requests with 503, and counts what it answered."""
+    host = target.removeprefix("http://")
+    statuses: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if len(statuses) < failures:
+                statuses.append(503)
+                self._answer(503, {}, b"")
+                return
+            connection = HTTPConnection(host, timeout=20)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            response = connection.getresponse()
+            content = response.read()
+            statuses.append(response.status)
+            self._answer(response.status, dict(response.getheaders()), content)
+            connection.close()
+
+        def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+            self.send_header("Content-Length", length)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", statuses
+    finally:
+        server.shutdown()
+        server.server_close()

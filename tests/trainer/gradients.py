@@ -1,0 +1,51 @@
+"""Run by torchrun: the gradients and weights of two float64 steps, for test_distributed.py."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from dmd_api.loading import parse_manifest
+from dmd_trainer.distillation import Distillation
+from dmd_trainer.losses import l2_regression_loss
+from dmd_trainer.pairs import Pairs, shard_files
+from dmd_trainer.teachers import load_teacher
+
+
+def main(manifest: str, pairs: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    spec = parse_manifest(yaml.safe_load(manifest)).spec
+    teacher = load_teacher(Path(spec.teacher.uri.removeprefix("file://")))
+    teacher = replace(teacher, denoiser=teacher.denoiser.with_network(teacher.denoiser.network.double()))
+    assert spec.method.regression is not None
+    count = spec.method.regression.pairs
+    distillation = Distillation(
+        teacher,
+        spec,
+        teacher.conditions(10),
+        Pairs(shard_files(count, Path(pairs)), count),
+        l2_regression_loss,
+        dist.get_rank(),
+        dist.get_world_size(),
+    )
+    found: dict[str, torch.Tensor] = {}
+    for step in range(2):
+        distillation.step()
+        for name, network in (
+            ("generator", distillation.generator_network),
+            ("fake_score", distillation.fake_score_network),
+        ):
+            for key, parameter in network.named_parameters():
+                found[f"{step}/{name}/{key}/gradient"] = parameter.grad.clone()
+                found[f"{step}/{name}/{key}"] = parameter.detach().clone()
+    if dist.get_rank() == 0:
+        torch.save(found, out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

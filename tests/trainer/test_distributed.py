@@ -1,0 +1,142 @@
+"""Any number of processes gives the same gradients; a run killed anywhere ends as if it had not been."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from dmd_api.exit_codes import ExitCode
+from dmd_api.runtime import Stage
+from tests.stages import RUN_KEY, run_stage, start_stage
+
+GRADIENTS = Path(__file__).with_name("gradients.py")
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A manifest whose pairs are made, and the folder that they are in."""
+    from tests.conftest import MANIFEST
+
+    manifest = json.loads(json.dumps(MANIFEST))
+    manifest["spec"]["teacher"]["uri"] = tiny_teacher.as_uri()
+    folder = tmp_path_factory.mktemp("prepared")
+    assert run_stage(Stage.PREPARE, manifest, folder).error is None
+    return manifest, folder
+
+
+def test_one_two_and_four_processes_give_the_same_gradients(
+    prepared: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    manifest, folder = prepared
+    manifest = json.loads(json.dumps(manifest))
+    manifest["spec"]["method"]["fakeScoreUpdates"] = 2
+    pairs = folder / "storage" / RUN_KEY / "pairs"
+    found = []
+    for processes in (1, 2, 4):
+        out = tmp_path / f"{processes}.pt"
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(GRADIENTS)]
+        subprocess.run([sys.executable, *command, json.dumps(manifest), str(pairs), str(out)], check=True, timeout=200)
+        found.append(torch.load(out))
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, value in found[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-8, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def final_state(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the last checkpoint, and of the exported generator."""
+    run = folder / "storage" / RUN_KEY
+    last = max((run / "checkpoints").iterdir())
+    dcp_to_torch_save(last, folder / "state.pt")
+    tensors: dict[str, torch.Tensor] = {}
+
+    def collect(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                collect(f"{prefix}/{key}", inner)
+        elif isinstance(value, torch.Tensor):
+            tensors[prefix] = value
+
+    collect("", torch.load(folder / "state.pt", weights_only=False))
+    from safetensors.torch import load_file
+
+    index = json.loads((run / "generator" / "best.json").read_text())
+    return tensors | {f"best/{k}": v for k, v in load_file(run / index["file"]).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_run_killed_at_random_steps_ends_bit_identical(
+    prepared: tuple[dict[str, Any], Path], tmp_path: Path, processes: int
+) -> None:
+    manifest, source = prepared
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        shutil.copytree(source / "storage", folder / "storage")
+    assert run_stage(Stage.DISTILL, manifest, undisturbed, processes=processes).error is None
+
+    dice = random.Random(processes)
+    kill_at = sorted(dice.sample(range(4, 12), 2))
+    for attempt, step in enumerate(kill_at, start=1):
+        stage = start_stage(Stage.DISTILL, manifest, killed, processes=processes, attempt=attempt)
+        try:
+            stage.wait_until(lambda progress, step=step: progress.step >= step)
+        finally:
+            stage.kill()
+    assert run_stage(Stage.DISTILL, manifest, killed, processes=processes, attempt=3).error is None
+
+    expected, found = final_state(undisturbed), final_state(killed)
+    assert expected.keys() == found.keys()
+    different = [name for name, value in expected.items() if not torch.equal(value, found[name])]
+    assert not different
+    log = (killed / "distill-3.log").read_text()
+    assert "going on from step" in log
+
+
+def test_sigterm_checkpoints_at_a_step_all_ranks_agree_on(
+    prepared: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    manifest, source = prepared
+    manifest = json.loads(json.dumps(manifest))
+    manifest["spec"]["training"] |= {"generatorUpdates": 5000, "checkpointEvery": 4000}
+    manifest["spec"]["evaluation"]["every"] = 5000
+    shutil.copytree(source / "storage", tmp_path / "storage")
+    stage = start_stage(Stage.DISTILL, manifest, tmp_path, processes=2)
+    stage.wait_until(lambda progress: progress.step >= 5)
+    stage.process.send_signal(signal.SIGTERM)
+    assert stage.wait() == ExitCode.INTERRUPTED
+    error = stage.result().error
+    assert error is not None
+    assert error.reason == "Interrupted"
+    (checkpoint,) = (tmp_path / "storage" / RUN_KEY / "checkpoints").iterdir()
+    content = json.loads((checkpoint / "manifest.json").read_text())
+    assert content["step"] >= 5
+    assert f"step {content['step']} of 5000" in error.message
+
+
+def test_a_training_that_explodes_stops_with_a_clear_error(
+    prepared: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    manifest, source = prepared
+    manifest = json.loads(json.dumps(manifest))
+    # A learning rate of one takes Adam far from anything in a few steps.
+    manifest["spec"]["training"] |= {"learningRate": 1.0, "generatorUpdates": 400, "checkpointEvery": 2}
+    manifest["spec"]["evaluation"]["every"] = 400
+    shutil.copytree(source / "storage", tmp_path / "storage")
+    stage = start_stage(Stage.DISTILL, manifest, tmp_path, processes=2)
+    assert stage.wait() == ExitCode.DIVERGED
+    error = stage.result().error
+    assert error is not None
+    assert error.reason == "TrainingDiverged"
+    assert "learningRate" in error.message
+    kept = [p for p in (tmp_path / "storage" / RUN_KEY / "checkpoints").iterdir() if (p / "manifest.json").exists()]
+    assert kept
