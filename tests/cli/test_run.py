@@ -1,0 +1,168 @@
+"""`dmdctl run`, whole: resumed after Ctrl-C, nothing to do the second time, gates, sampling, failures."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from PIL import Image
+
+from dmd_api.exit_codes import ExitCode
+from tests.cli.test_cli import DMDCTL, dmdctl
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(DMDCTL), "run", "m.yaml", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def read_until(process: subprocess.Popen[str], pattern: str) -> str:
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if re.search(pattern, line):
+            return seen
+    raise AssertionError(seen)
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def assert_all_gone(processes: list[psutil.Process], seconds: float = 60) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    assert not alive
+
+
+@pytest.fixture(scope="module")
+def module_manifest(tiny_teacher: Path) -> dict[str, Any]:
+    from tests.conftest import MANIFEST
+
+    content: dict[str, Any] = json.loads(json.dumps(MANIFEST))
+    content["spec"]["teacher"]["uri"] = tiny_teacher.as_uri()
+    content["spec"]["workers"] = {"nodes": 2, "processesPerNode": 1}
+    return content
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any], tmp_path: Path) -> None:
+    manifest = module_manifest
+    manifest["spec"]["training"] |= {"generatorUpdates": 400, "checkpointEvery": 200, "sampleEvery": 200}
+    manifest["spec"]["evaluation"]["every"] = 200
+    manifest["spec"]["gates"] = [{"metric": "FID", "max": 1e-6}]
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
+
+    # Interrupted while it trains: exit code 130, a checkpoint, no process left.
+    first = start(tmp_path)
+    read_until(first, r"distill: \d+/400 .*training")
+    processes = children_of(first.pid)
+    assert processes
+    second = dmdctl("run", "m.yaml", folder=tmp_path)
+    assert second.returncode == ExitCode.BAD_INPUT
+    assert "going on already" in second.stderr
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=200)
+    assert first.returncode == ExitCode.INTERRUPTED, output
+    assert "interrupted at step" in output
+    assert_all_gone(processes)
+
+    # The same command goes on, and the gate that nothing can pass fails.
+    done = dmdctl("run", "m.yaml", folder=tmp_path)
+    assert done.returncode == ExitCode.GATES_FAILED, done.stdout + done.stderr
+    assert "going on from step" in done.stdout
+    assert "pairs: done before" in done.stdout
+    assert "gate failed: FID" in done.stdout
+    (run,) = (tmp_path / "dmd-runs").glob("tiny-*")
+    report = json.loads((run / "report.json").read_text())
+    for key in ("fid", "recall", "accuracy", "networkEvaluations", "secondsPerImage", "gates", "seed", "manifestHash"):
+        assert key in report
+    assert set(report["fid"]) == {"teacher", "initial", "generator"}
+    assert report["networkEvaluations"] == {"teacher": 5, "generator": 1}
+    assert report["alias"] is None
+    assert not report["gates"][0]["passed"]
+    for name in ("teacher", "generator", "training", "curves"):
+        assert Image.open(run / "samples" / f"{name}.png").size[0] > 100
+
+    # Nothing is left to do; the table is shown again.
+    again = time.monotonic()
+    done = dmdctl("run", "m.yaml", folder=tmp_path)
+    assert done.returncode == ExitCode.GATES_FAILED
+    assert done.stdout.count("done before") == 4
+    assert time.monotonic() - again < 60
+
+    # Other gates are asked of the same generator: only the evaluation runs, and the same version gets its alias.
+    manifest["spec"]["gates"] = []
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
+    done = dmdctl("run", "m.yaml", folder=tmp_path)
+    assert done.returncode == ExitCode.DONE, done.stdout + done.stderr
+    assert done.stdout.count("done before") == 3
+    report = json.loads((run / "report.json").read_text())
+    assert (report["alias"], report["modelVersion"]) == ("champion", "1")
+
+    # What is registered can be sampled.
+    done = dmdctl("sample", "models:/tiny@champion", "--out", "grid.png", "--count", 20, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "grid.png").size[0] > 100
+    done = dmdctl("sample", "models:/tiny@champion", "--out", "g.png", "--class-labels", "12", folder=tmp_path)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "labels 0 to 9" in done.stderr
+
+    # MLflow has the run: one, with parameters, losses, FID, pictures.
+    from dmd_trainer.tracking import mlflow_client
+
+    client = mlflow_client(f"sqlite:///{tmp_path}/dmd-runs/mlflow.db")
+    info = client.get_run(report["mlflowRun"])
+    assert info.info.status == "FINISHED"
+    assert info.data.params["training.batchSize"] == "8"
+    for metric in ("loss/distribution_matching", "gradient_norm/generator", "evaluation/FID", "images_per_second"):
+        assert client.get_metric_history(report["mlflowRun"], metric)
+    assert {f.path for f in client.list_artifacts(report["mlflowRun"])} >= {"images", "pictures", "report.json"}
+
+
+@pytest.mark.timeout(300)
+def test_no_process_outlives_a_command_that_is_killed(module_manifest: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(module_manifest))
+    process = start(tmp_path)
+    read_until(process, r"preflight: \d/\d checks")
+    processes = children_of(process.pid)
+    assert processes
+    process.kill()
+    process.wait(20)
+    assert_all_gone(processes)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": {"uri": "file:///no/such/teacher"}}, "there is nothing at /no/such/teacher"),
+        ({"data": {"classLabels": {"count": 4}}}, "spec.data.classLabels.count: 4, but the teacher embeds 10"),
+        ({"method": {"name": "DMD2"}}, "spec.method.name: DMD2: this version of the trainer cannot do that yet"),
+    ],
+)
+def test_what_only_a_look_can_tell_is_found_by_preflight(
+    change: dict[str, Any], message: str, module_manifest: dict[str, Any], tmp_path: Path
+) -> None:
+    manifest = json.loads(json.dumps(module_manifest))
+    manifest["spec"] |= change
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
+    done = dmdctl("run", "m.yaml", folder=tmp_path)
+    assert done.returncode == ExitCode.BAD_INPUT, done.stdout
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "pairs: starting" not in done.stdout

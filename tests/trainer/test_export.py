@@ -1,0 +1,113 @@
+"""Exported pipelines are the generator, in an environment that knows nothing of this project."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dmd_api.errors import BadInputError
+from dmd_trainer.export import CardFacts, call_arguments, check_exportable, export_pipeline
+from dmd_trainer.generator import OneStepGenerator
+from dmd_trainer.schedules import schedule_from_scheduler
+from dmd_trainer.teachers import Teacher, load_teacher
+
+FACTS = CardFacts("run", "file:///teacher", "DMD", "abc", "1.0")
+
+
+def perturbed(teacher: Teacher) -> dict[str, torch.Tensor]:
+    """Weights that are not the teacher's."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: value + 0.02 * torch.randn(value.shape, generator=generator)
+        for name, value in teacher.denoiser.network.state_dict().items()
+    }
+
+
+def own_pixels(teacher: Teacher, weights: dict[str, torch.Tensor], timestep: int, noise: torch.Tensor) -> np.ndarray:
+    """What the trainer's generator makes, as a pipeline shows it: in [0, 1], channels last."""
+    network = load_teacher(teacher.directory).denoiser.network
+    network.load_state_dict(weights)
+    condition = {} if teacher.num_class_embeds is None else {"class_labels": torch.tensor([3, 7])}
+    with torch.no_grad():
+        images = OneStepGenerator(teacher.denoiser.with_network(network), timestep)(noise, condition)
+    return ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+
+
+FOREIGN = """
+import builtins, json, sys
+original = builtins.__import__
+def guarded(name, *args, **kwargs):
+    assert not name.startswith(("dmd_", "dmdctl")), name
+    return original(name, *args, **kwargs)
+builtins.__import__ = guarded
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
+options = json.loads(sys.argv[2])
+noise = [torch.Generator().manual_seed(seed) for seed in (11, 12)]
+images = pipeline(batch_size=2, generator=noise, output_type="np", **options).images
+np.save(sys.argv[3], images)
+"""
+
+
+def foreign_pixels(pipeline: Path, tmp_path: Path, **options: object) -> np.ndarray:
+    name = json.loads((pipeline / "model_index.json").read_text())["_class_name"]
+    out = tmp_path / "pixels.npy"
+    arguments = json.dumps({**call_arguments(name), **options})
+    script = textwrap.dedent(FOREIGN)
+    subprocess.run([sys.executable, "-c", script, str(pipeline), arguments, str(out)], check=True, timeout=200)
+    return np.load(out)
+
+
+def pipeline_noise() -> torch.Tensor:
+    return torch.cat([torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (11, 12)])
+
+
+def test_a_consistency_pipeline_gives_the_trainers_own_pixels(tiny_teacher: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(tiny_teacher)
+    weights = perturbed(teacher)
+    export_pipeline(teacher, weights, 999, tmp_path / "pipeline", FACTS)
+    found = foreign_pixels(tmp_path / "pipeline", tmp_path, class_labels=[3, 7])
+    np.testing.assert_allclose(found, own_pixels(teacher, weights, 999, pipeline_noise()), atol=1e-5)
+
+
+def test_a_network_with_edms_own_time_is_folded_into_a_consistency_pipeline(tiny_teacher: Path, tmp_path: Path) -> None:
+    loaded = load_teacher(tiny_teacher)
+    schedule = schedule_from_scheduler({"_class_name": "EDMEulerScheduler", "sigma_data": 0.75})
+    teacher = replace(loaded, denoiser=replace(loaded.denoiser, schedule=schedule))
+    weights = perturbed(teacher)
+    export_pipeline(teacher, weights, 900, tmp_path / "pipeline", FACTS)
+    found = foreign_pixels(tmp_path / "pipeline", tmp_path, class_labels=[3, 7])
+    np.testing.assert_allclose(found, own_pixels(teacher, weights, 900, pipeline_noise()), atol=1e-5)
+
+
+@pytest.mark.parametrize("timestep", [999, 399])
+def test_a_ddim_pipeline_gives_the_trainers_own_pixels(tiny_ddpm: Path, tmp_path: Path, timestep: int) -> None:
+    teacher = load_teacher(tiny_ddpm)
+    weights = perturbed(teacher)
+    export_pipeline(teacher, weights, timestep, tmp_path / "pipeline", FACTS)
+    found = foreign_pixels(tmp_path / "pipeline", tmp_path)
+    np.testing.assert_allclose(found, own_pixels(teacher, weights, timestep, pipeline_noise()), atol=1e-5)
+
+
+def test_the_card_and_the_licence_go_along(tiny_teacher: Path, tmp_path: Path) -> None:
+    (tiny_teacher / "LICENSE.md").write_text("the teacher's terms")
+    (tiny_teacher / "README.md").write_text("---\nlicense: openrail\n---\n")
+    teacher = load_teacher(tiny_teacher)
+    export_pipeline(teacher, perturbed(teacher), 999, tmp_path / "pipeline", FACTS)
+    assert (tmp_path / "pipeline" / "LICENSE.md").read_text() == "the teacher's terms"
+    card = (tmp_path / "pipeline" / "README.md").read_text()
+    assert "license: openrail" in card
+    assert "num_inference_steps=1" in card
+
+
+def test_what_no_stock_pipeline_calls_is_refused(tiny_ddpm: Path) -> None:
+    teacher = load_teacher(tiny_ddpm)
+    with pytest.raises(BadInputError, match="no pipeline"):
+        check_exportable(replace(teacher, num_class_embeds=10))

@@ -1,0 +1,138 @@
+"""The registered generator: found again, loaded without this project, served over HTTP."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmd_api.errors import InfrastructureError
+from dmd_trainer.export import CardFacts, call_arguments, export_pipeline
+from dmd_trainer.registry import GENERATOR_TAG, check_reachable, register_generator, set_alias
+from dmd_trainer.teachers import load_teacher
+from dmd_trainer.tracking import mlflow_client
+from dmdctl.local_runner import free_port
+
+
+@pytest.fixture(scope="module")
+def registered(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A registry with one generator, `tiny@champion`, and its pipeline's folder."""
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    teacher = load_teacher(tiny_teacher)
+    weights = teacher.denoiser.network.state_dict()
+    export_pipeline(teacher, weights, 999, folder / "pipeline", CardFacts("tiny", "file:///t", "DMD", "abc", "1"))
+    versions = [
+        register_generator(
+            uri,
+            "tests",
+            "tiny",
+            "key",
+            "tiny",
+            folder / "pipeline",
+            call_arguments("ConsistencyModelPipeline"),
+            True,
+            {GENERATOR_TAG: "sha", "dmd.method": "DMD"},
+        )
+        for _ in range(2)
+    ]
+    assert versions == ["1", "1"]  # the second finds the first
+    set_alias(uri, "tiny", "champion", "1")
+    return uri, folder / "pipeline"
+
+
+def test_a_version_is_ready_tagged_and_has_its_alias(registered: tuple[str, Path]) -> None:
+    version = mlflow_client(registered[0]).get_model_version_by_alias("tiny", "champion")
+    assert version.status == "READY"
+    assert version.tags["dmd.method"] == "DMD"
+    assert version.tags["dmd.run_key"] == "key"
+
+
+FOREIGN = """
+import builtins, sys
+original = builtins.__import__
+def guarded(name, *args, **kwargs):
+    assert not name.startswith(("dmd_", "dmdctl")), name
+    return original(name, *args, **kwargs)
+builtins.__import__ = guarded
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/tiny@champion")
+table = pd.DataFrame({"seed": [1, 2, 1], "class_label": [3, 4, 3]})
+print("RESULT", "|".join(model.predict(table)["png"]))
+assert model.metadata.get_input_schema() is not None and model.metadata.saved_input_example_info is not None
+requirements = open(mlflow.pyfunc.get_model_dependencies("models:/tiny@champion")).read()
+assert "torch==" in requirements and "diffusers==" in requirements and "dmd" not in requirements, requirements
+"""
+
+
+def test_the_model_loads_and_draws_without_this_project(registered: tuple[str, Path]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN, registered[0]], check=False, timeout=200, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    images = [pixels(text) for text in line.removeprefix("RESULT ").split("|")]
+    assert images[0].shape == (8, 8)
+    np.testing.assert_array_equal(images[0], images[2])  # the same seed and label, alone or in a batch
+    assert (images[0] != images[1]).any()
+
+
+def pixels(text: str) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(base64.b64decode(text))))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_mlflow_models_serve_answers_with_images(registered: tuple[str, Path], tmp_path: Path) -> None:
+    port = free_port()
+    log = tmp_path / "serve.log"
+    command = ["models", "serve", "-m", "models:/tiny@champion", "--env-manager", "local", "-h", "127.0.0.1"]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command, "-p", str(port)],
+            env={**os.environ, "MLFLOW_TRACKING_URI": registered[0], "MLFLOW_DISABLE_TELEMETRY": "true",
+                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        body = json.dumps({"dataframe_split": {"columns": ["seed", "class_label"], "data": [[0, 3], [1, 7]]}}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
+        answer = post_when_up(request, server, log)
+        rows = answer["predictions"]
+        assert [pixels(row["png"]).shape for row in rows] == [(8, 8), (8, 8)]
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+def post_when_up(request: urllib.request.Request, server: subprocess.Popen[bytes], log: Path) -> dict:
+    until = time.monotonic() + 200
+    while time.monotonic() < until:
+        assert server.poll() is None, log.read_text()[-3000:]
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{error}: {error.read()[:1000]!r} {log.read_text()[-2000:]}") from error
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def test_a_registry_that_is_away_is_an_infrastructure_error() -> None:
+    with pytest.raises(InfrastructureError, match="does not answer"):
+        check_reachable(f"http://127.0.0.1:{free_port()}")
