@@ -21,9 +21,7 @@ def run() -> dict[str, Any]:
     """Each seed's report, by `dmdctl run` as a user runs it."""
     manifest = yaml.safe_load(EXAMPLE.read_text())
     found = []
-    print(
-        f"{'seed':>4} {'teacher':>8} {'initial':>8} {'one-step':>8} {'ratio':>6} {'recall':>14} {'accuracy':>15} {'min':>5}"
-    )
+    print("seed  teacher  initial one-step  ratio          recall         accuracy minutes")
     with tempfile.TemporaryDirectory() as folder:
         for seed in SEEDS:
             manifest["spec"]["training"]["seed"] = seed
@@ -42,12 +40,10 @@ def run() -> dict[str, Any]:
             report = json.loads(newest.read_text())
             fid, recall, accuracy = report["fid"], report["recall"], report["accuracy"]
             ratio = fid["generator"] / fid["teacher"]
-            print(
-                f"{seed:>4} {fid['teacher']:8.4f} {fid['initial']:8.4f} {fid['generator']:8.4f} {ratio:6.2f} "
-                f"{recall['generator']:6.3f}/{recall['teacher']:.3f}  {accuracy['generator']:7.2%}/{accuracy['teacher']:.2%} "
-                f"{minutes:5.1f}",
-                flush=True,
-            )
+            line = f"{seed:>4} {fid['teacher']:8.4f} {fid['initial']:8.4f} {fid['generator']:8.4f} {ratio:6.2f} "
+            line += f"{recall['generator']:7.3f}/{recall['teacher']:.3f} "
+            line += f"{accuracy['generator']:8.2%}/{accuracy['teacher']:.2%} {minutes:7.1f}"
+            print(line, flush=True)
             found.append(
                 {
                     "seed": seed,

@@ -57,6 +57,10 @@ class Interrupts:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._note)
 
+    def requested(self) -> bool:
+        """Whether the user wants to stop."""
+        return self.count > 0
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,22 +121,20 @@ def _is_finished(place: Storage, stage: Stage, manifest: DMDDistillation) -> boo
 
 def _run_stage(run: LocalRun, stage: Stage, display: Display) -> StageResult:
     """Attempts at a stage until one ends for good: failures that may pass are tried again, up to maxRestarts."""
-    import time
-
     attempt = 1 + max((int(p.name.rpartition("-")[2]) for p in run.logs.glob(f"{stage}-*")), default=0)
     failures, wait = 0, BACK_OFF_SECONDS[0]
     while True:
         result = run.run_attempt(stage, attempt, display.show)
-        retryable = result.error is not None and result.error.exit_code in RETRYABLE
-        if not retryable or run.interrupts.count or failures == run.manifest.spec.max_restarts:
+        if result.error is None or result.error.exit_code not in RETRYABLE:
             return result
-        assert result.error is not None
+        if run.interrupts.requested() or failures == run.manifest.spec.max_restarts:
+            return result
         failures, attempt = failures + 1, attempt + 1
         display.say(f"  [yellow]![/yellow] {stage}: {result.error.message}; attempt {attempt} in {wait:.0f} s")
         until = time.monotonic() + wait
-        while time.monotonic() < until and not run.interrupts.count:
+        while time.monotonic() < until and not run.interrupts.requested():
             time.sleep(0.1)
-        if run.interrupts.count:
+        if run.interrupts.requested():
             return result
         wait = min(2 * wait, BACK_OFF_SECONDS[1])
 

@@ -95,9 +95,8 @@ def test_contradictory_fields_are_refused(path: str, value: object, line: str) -
 def test_contradictions_that_need_two_changes() -> None:
     content = changed("spec.gates", [{"metric": "FID", "max": 1}])
     del content["spec"]["evaluation"]["reference"]
-    assert problems(content) == [
-        "spec.evaluation.reference: gates compare with real images; give evaluation.reference.uri, or leave the gates out"
-    ]
+    (found,) = problems(content)
+    assert found.startswith("spec.evaluation.reference: gates compare with real images; give evaluation.reference.uri")
     content = changed("spec.data", {})
     assert problems(content)[0].startswith("spec.evaluation.metrics: Accuracy compares class labels")
 

@@ -1,0 +1,138 @@
+"""Checkpoints: the newest intact one is found, damaged and half-written ones are named and passed over."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dmd_api.errors import InfrastructureError
+from dmd_trainer.checkpoints import Checkpointer
+from dmd_trainer.storage import FileStorage
+
+
+@pytest.fixture
+def messages() -> list[str]:
+    return []
+
+
+def checkpointer(folder: Path, messages: list[str], attempt: int = 1, keep: int = 2) -> Checkpointer:
+    return Checkpointer(FileStorage(folder / "storage"), folder / "scratch", attempt, keep, messages.append)
+
+
+def state(value: float) -> dict[str, Any]:
+    return {"network": {"weight": torch.full((3, 2), value)}, "optimizer": {"step": torch.tensor(value)}}
+
+
+def save(folder: Path, messages: list[str], steps: list[int], **options: int) -> None:
+    saving = checkpointer(folder, messages, **options)
+    for step in steps:
+        saving.save(state(float(step)), step, {"note": step})
+    saving.close()
+
+
+def load(folder: Path, messages: list[str]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    found = state(-1.0)
+    loading = checkpointer(folder, messages, attempt=9)
+    manifest = loading.load_newest(found)
+    loading.close()
+    return manifest, found
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in (folder / "storage" / "checkpoints").iterdir())
+
+
+def test_the_newest_is_loaded_and_older_ones_are_deleted(tmp_path: Path, messages: list[str]) -> None:
+    save(tmp_path, messages, [10, 20, 30])
+    assert names(tmp_path) == ["step-000020-attempt-1", "step-000030-attempt-1"]
+    manifest, found = load(tmp_path, messages)
+    assert manifest is not None
+    assert (manifest["step"], manifest["extra"]) == (30, {"note": 30})
+    assert torch.equal(found["network"]["weight"], torch.full((3, 2), 30.0))
+    assert messages == []
+
+
+def test_without_a_checkpoint_nothing_is_loaded(tmp_path: Path, messages: list[str]) -> None:
+    manifest, found = load(tmp_path, messages)
+    assert manifest is None
+    assert torch.equal(found["network"]["weight"], torch.full((3, 2), -1.0))
+
+
+def test_what_is_copied_is_what_was_there_when_save_returned(tmp_path: Path, messages: list[str]) -> None:
+    saving = checkpointer(tmp_path, messages)
+    present = state(1.0)
+    saving.save(present, 1, {})
+    present["network"]["weight"].fill_(99.0)
+    saving.close()
+    assert torch.equal(load(tmp_path, messages)[1]["network"]["weight"], torch.full((3, 2), 1.0))
+
+
+def damage(folder: Path, how: str) -> str:
+    newest = folder / "storage" / "checkpoints" / "step-000020-attempt-1"
+    data = next(newest.glob("__0_*"))
+    match how:
+        case "flipped":
+            content = bytearray(data.read_bytes())
+            content[len(content) // 2] ^= 1
+            data.write_bytes(content)
+            return "damaged"
+        case "cut":
+            data.write_bytes(data.read_bytes()[:-10])
+            return "damaged"
+        case "missing":
+            data.unlink()
+            return "is missing"
+        case "no manifest":
+            (newest / "manifest.json").unlink()
+            return "never finished"
+        case "torn manifest":
+            (newest / "manifest.json").write_text('{"step": 20, "fi')
+            return "cannot be read"
+        case "foreign manifest":
+            (newest / "manifest.json").write_text(json.dumps([1, 2]))
+            return "cannot be read"
+    raise AssertionError(how)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing", "no manifest", "torn manifest", "foreign manifest"])
+def test_a_damaged_one_is_named_and_passed_over(how: str, tmp_path: Path, messages: list[str]) -> None:
+    save(tmp_path, messages, [10, 20])
+    expected = damage(tmp_path, how)
+    manifest, found = load(tmp_path, messages)
+    assert manifest is not None
+    assert manifest["step"] == 10
+    assert torch.equal(found["network"]["weight"], torch.full((3, 2), 10.0))
+    (message,) = messages
+    assert "step-000020-attempt-1 is passed over" in message
+    assert expected in message
+
+
+def test_a_later_attempt_wins_at_the_same_step(tmp_path: Path, messages: list[str]) -> None:
+    save(tmp_path, messages, [10], attempt=1)
+    saving = checkpointer(tmp_path, messages, attempt=2)
+    saving.save(state(11.0), 10, {})
+    saving.close()
+    assert torch.equal(load(tmp_path, messages)[1]["network"]["weight"], torch.full((3, 2), 11.0))
+
+
+def test_a_storage_that_is_away_is_not_taken_for_damage(
+    tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, messages, [10])
+
+    def away(self: FileStorage, key: str, path: Path) -> None:
+        raise InfrastructureError("the storage does not answer")
+
+    monkeypatch.setattr(FileStorage, "download", away)
+    with pytest.raises(InfrastructureError):
+        load(tmp_path, messages)
+
+
+def test_a_checkpoint_that_cannot_be_written_says_so(tmp_path: Path, messages: list[str]) -> None:
+    (tmp_path / "storage").write_text("a file in the way")
+    saving = checkpointer(tmp_path, messages)
+    saving.save(state(1.0), 1, {})
+    with pytest.raises(InfrastructureError, match="storage"):
+        saving.wait()

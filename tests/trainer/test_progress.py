@@ -1,0 +1,47 @@
+"""What rank 0 serves."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+from dmd_api.runtime import Progress, Stage
+from dmd_trainer.progress import ProgressBoard, ProgressServer
+
+
+def get(server: ProgressServer, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as response:
+        return str(response.read().decode())
+
+
+def test_progress_and_metrics_follow_the_board() -> None:
+    board = ProgressBoard(Stage.DISTILL, attempt=2)
+    with ProgressServer(board, "127.0.0.1:0") as server:
+        board.update(step=3, total=10, losses={"regression": 0.5}, fid=1.5)
+        board.advance(4)
+        board.message("look")
+        progress = Progress.model_validate(json.loads(get(server, "/progress")))
+        assert (progress.step, progress.attempt, progress.messages) == (7, 2, ["look"])
+        metrics = get(server, "/metrics")
+        assert 'dmd_step{stage="distill"} 7.0' in metrics
+        assert 'dmd_loss{loss="regression",stage="distill"} 0.5' in metrics
+        assert "dmd_best_fid" not in metrics
+        with pytest.raises(urllib.error.HTTPError):
+            get(server, "/other")
+
+
+def test_a_step_does_not_pass_the_total_and_messages_are_bounded() -> None:
+    board = ProgressBoard(Stage.PREPARE)
+    board.update(total=5)
+    board.advance(8)
+    for number in range(50):
+        board.message(str(number))
+    assert board.current.step == 5
+    assert len(board.current.messages) == 20
+    assert board.current.messages[-1] == "49"
+
+
+def test_without_an_address_nothing_is_served() -> None:
+    with ProgressServer(ProgressBoard(Stage.PREPARE), "") as server:
+        assert server.port is None
