@@ -105,8 +105,8 @@ def start_mlflow(folder: Path, port: int) -> Server:
 
 
 @contextmanager
-def failing_proxy(target: str, failures: int) -> Iterator[tuple[str, list[int]]]:
-    """A proxy that answers the first `failures` requests with 503, and counts what it answered."""
+def failing_proxy(target: str, failures: int, port: int = 0) -> Iterator[tuple[str, list[int]]]:
+    """A proxy that answers the first `failures` requests with 503, and keeps the statuses of all answers."""
     host = target.removeprefix("http://")
     statuses: list[int] = []
 
@@ -143,7 +143,7 @@ def failing_proxy(target: str, failures: int) -> Iterator[tuple[str, list[int]]]
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", statuses
