@@ -15,6 +15,7 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation, Workers, manifest_hash
 from dmd_api.runtime import Stage, StageResult
+from dmd_api.uris import STORAGE_SCHEMES, TRACKING_SCHEMES, parse_uri
 from dmd_trainer.evaluation.report import Report
 from dmd_trainer.storage import Storage, open_storage
 from dmdctl.bars import Display, make_display
@@ -70,7 +71,17 @@ def _run_stages(run: LocalRun, place: Storage, display: Display) -> StageResult 
 
 
 def with_local_defaults(manifest: DMDDistillation, storage: str | None, tracking: str | None) -> DMDDistillation:
-    """Storage and tracking below ./dmd-runs where neither the manifest nor the command names them."""
+    """Storage and tracking below ./dmd-runs where neither the manifest nor the command names them.
+
+    Raises:
+        BadInputError: the command names something that is no URI of a known scheme.
+    """
+    for option, uri, schemes in (("storage", storage, STORAGE_SCHEMES), ("tracking", tracking, TRACKING_SCHEMES)):
+        try:
+            if uri is not None:
+                parse_uri(uri, schemes)
+        except ValueError as error:
+            raise BadInputError(f"--{option}: {error}") from error
     runs = RUNS.absolute()
     return resolve_defaults(manifest, storage or f"file://{runs}", tracking or f"sqlite:///{runs}/mlflow.db")
 

@@ -269,7 +269,7 @@ class PairWorkers(PodSettings):
 
 
 class Retain(Model):
-    """What stays in storage when the run is complete."""
+    """What stays in storage when every gate has passed; until then everything stays."""
 
     pairs: bool = Field(True, description="The ODE pairs.")
     checkpoints: bool = Field(False, description="The last checkpoints.")
@@ -285,7 +285,7 @@ class Storage(Model):
     credentials_secret_ref: SecretReference | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     )
-    retain: Retain = Field(default_factory=Retain, description="What stays when the run is complete.")
+    retain: Retain = Field(default_factory=Retain, description="What stays when the run is complete and every gate has passed.")
 
 
 class Tracking(Model):

@@ -94,6 +94,7 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     assert set(report["fid"]) == {"teacher", "initial", "generator"}
     assert report["networkEvaluations"] == {"teacher": 5, "generator": 1}
     assert report["alias"] is None
+    assert list((run / "checkpoints").iterdir())
     assert not report["gates"][0]["passed"]
     for name in ("teacher", "generator", "training", "curves"):
         assert Image.open(run / "samples" / f"{name}.png").size[0] > 100
@@ -113,6 +114,9 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     assert done.stdout.count("done before") == 3
     report = json.loads((run / "report.json").read_text())
     assert (report["alias"], report["modelVersion"]) == ("champion", "1")
+    # The run is complete: by storage.retain's defaults its pairs stay and its checkpoints go.
+    assert not list((run / "checkpoints").glob("*"))
+    assert list((run / "pairs").iterdir())
 
     # What is registered can be sampled.
     done = dmdctl("sample", "models:/tiny@champion", "--out", "grid.png", "--count", 20, folder=tmp_path)

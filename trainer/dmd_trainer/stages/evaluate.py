@@ -67,6 +67,8 @@ def run(context: StageContext) -> dict[str, Any]:
     _pictures(context, teacher, conditions, solver, generator, report)
     report = _register(context, teacher, weights, timestep, report)
     context.storage.write(REPORT, report.model_dump_json(by_alias=True, indent=2).encode())
+    if not report.failed_gates:
+        _delete_what_is_not_retained(context)
     barrier()
     return {
         "fid": report.fid.generator,
@@ -335,6 +337,15 @@ def _register(
     if context.tracker is not None:
         context.tracker.log_artifact(report.model_dump_json(by_alias=True, indent=2).encode(), REPORT)
     return report
+
+
+def _delete_what_is_not_retained(context: StageContext) -> None:
+    """Only when the run is complete: until then everything may be needed to go on."""
+    storage = context.manifest.spec.storage
+    assert storage is not None, "whoever starts a stage resolves the defaults"
+    for prefix, retained in (("pairs/", storage.retain.pairs), ("checkpoints/", storage.retain.checkpoints)):
+        if not retained:
+            context.storage.delete(prefix)
 
 
 def _flat(report: Report) -> list[tuple[str, str, float]]:
