@@ -18,8 +18,13 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "distill-digits.yaml"
 PAIRS = 256
 
 
-def digits_distillation(folder: Path) -> tuple[DMDDistillation, Distillation]:
-    """One process's share of the example's distillation, with a few pairs made below `folder`."""
+def digits_distillation(folder: Path, rank: int | None = None) -> tuple[DMDDistillation, Distillation]:
+    """One process's share of the example's distillation, with a few pairs made below `folder`.
+
+    Args:
+        folder: this process's own.
+        rank: this process's among the example's; None: it is alone, with one process's share of the batch.
+    """
     torch.set_num_threads(1)
     manifest = load_manifest(EXAMPLE)
     teacher = load_teacher(local_path(manifest.spec.teacher.uri, folder))
@@ -32,9 +37,11 @@ def digits_distillation(folder: Path) -> tuple[DMDDistillation, Distillation]:
         )
         write_shard(storage, shard, content)
     assert not download_shards(storage, PAIRS, folder / "local")
-    share = manifest.spec.training.batch_size // manifest.world_size
-    spec = manifest.spec.model_copy(
-        update={"training": manifest.spec.training.model_copy(update={"batch_size": share})}
-    )
     pairs = Pairs(shard_files(PAIRS, folder / "local"), PAIRS)
+    if rank is not None:
+        world_size = manifest.world_size
+        return manifest, Distillation(teacher, manifest.spec, conditions, pairs, l2_regression_loss, rank, world_size)
+    share = manifest.spec.training.batch_size // manifest.world_size
+    training = manifest.spec.training.model_copy(update={"batch_size": share})
+    spec = manifest.spec.model_copy(update={"training": training})
     return manifest, Distillation(teacher, spec, conditions, pairs, l2_regression_loss)

@@ -1,4 +1,4 @@
-"""The digits distillation, whole, with three seeds: one-step FID against the teacher's."""
+"""The digits distillation, whole, with three seeds and more time than the example takes: FID against the teacher's."""
 
 import json
 import os
@@ -15,11 +15,15 @@ from benchmarks.digits import EXAMPLE
 
 SEEDS = (0, 1, 2)
 LIMIT = 2.0
+PAIRS, UPDATES, EMA_DECAY = 24_576, 3_000, 0.999
 
 
 def run() -> dict[str, Any]:
     """Each seed's report, by `dmdctl run` as a user runs it."""
     manifest = yaml.safe_load(EXAMPLE.read_text())
+    manifest["spec"]["method"]["regression"]["pairs"] = PAIRS
+    manifest["spec"]["training"] |= {"generatorUpdates": UPDATES, "emaDecay": EMA_DECAY}
+    manifest["spec"]["evaluation"]["every"] = 500
     found = []
     print("seed  teacher  initial one-step  ratio          recall         accuracy minutes")
     with tempfile.TemporaryDirectory() as folder:
@@ -54,4 +58,11 @@ def run() -> dict[str, Any]:
             )
     worst = max(entry["ratio"] for entry in found)
     print(f"worst ratio {worst:.2f}, at most {LIMIT}")
-    return {"seeds": found, "worstRatio": worst, "limit": LIMIT}
+    return {
+        "pairs": PAIRS,
+        "generatorUpdates": UPDATES,
+        "emaDecay": EMA_DECAY,
+        "seeds": found,
+        "worstRatio": worst,
+        "limit": LIMIT,
+    }
