@@ -25,7 +25,7 @@ demo: setup ## Distil the digits teacher into a one-step generator on this machi
 	$(BIN)/dmdctl run examples/distill-digits.yaml
 
 test: setup ## Run all tests
-	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)

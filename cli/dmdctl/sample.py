@@ -25,6 +25,7 @@ def sample_model(model: str, out: Path, count: int, seed: int, class_labels: str
 
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise BadInputError(f"--out {out}: must be a .png file in a folder that exists")
+    _quiet_loading()
     loaded = _load(model, tracking)
     labels = _labels(class_labels)
     rows: dict[str, Any] = {"seed": range(seed, seed + count)}
@@ -41,6 +42,14 @@ def sample_model(model: str, out: Path, count: int, seed: int, class_labels: str
         images = loaded.draw(pd.DataFrame(rows))
     image_grid(images, columns=len(labels) if labels and 4 <= len(labels) <= 20 else 10).save(out)
     console.print(f"{count} images: {out}", highlight=False)
+
+
+def _quiet_loading() -> None:
+    """Keeps diffusers' own bars and hints about loading off the terminal: the command's output is one line."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 class _Generator:

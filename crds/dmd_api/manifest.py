@@ -285,7 +285,7 @@ class Storage(Model):
     credentials_secret_ref: SecretReference | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     )
-    retain: Retain = Field(default_factory=Retain, description="What stays when the run is complete and every gate has passed.")
+    retain: Retain = Field(default_factory=Retain, description="What stays after a run that passed every gate.")
 
 
 class Tracking(Model):
