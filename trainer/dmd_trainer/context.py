@@ -9,9 +9,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
-from dmd_api.manifest import DMDDistillation
 
 from dmd_api.errors import InterruptedRunError
+from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import Stage
 from dmd_trainer.progress import ProgressBoard
 from dmd_trainer.storage import Storage
