@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export UV_LINK_MODE ?= hardlink
+# The certificates that this machine trusts, as pip does: uv's own list knows no company's.
+export UV_SYSTEM_CERTS ?= 1
 # Stages are processes of their own: without compiled bytecode each would spend a quarter of a minute importing.
 unexport PYTHONDONTWRITEBYTECODE
 
