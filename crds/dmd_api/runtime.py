@@ -35,6 +35,8 @@ SHUTDOWN_TIMEOUT = "DMD_SHUTDOWN_TIMEOUT"
 END_WITH_PARENT = "DMD_END_WITH_PARENT"
 """`1`: a stage is sent SIGTERM by the kernel when the process that started it dies (Linux), as `dmdctl run` wants."""
 
+PEER_LOST = "PeerLost"
+"""The reason of a worker whose peer is gone: a consequence, never the cause of an attempt's end."""
 CUT = " [cut]"
 TERMINATION_MESSAGE_BYTES = 4096
 """What Kubernetes keeps of a container's termination message."""

@@ -1,6 +1,7 @@
 """The CRD is structural, current, and accepts what the models accept."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from dmd_api.crd import crd, spec_schema
 from dmd_api.generate import stale
 from dmd_api.rules import RULES
+from dmd_api.status import Condition, RunStatus
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 FORBIDDEN = {"$ref", "$defs", "anyOf", "oneOf", "allOf", "not", "const", "prefixItems", "definitions"}
@@ -74,3 +76,18 @@ def test_examples_fit_the_schema(path: Path) -> None:
             if node.pop(flag, False):
                 node[flag] = node.pop(bound)
     jsonschema.validate(yaml.safe_load(path.read_text())["spec"], schema)
+
+
+def test_the_api_server_keeps_every_field_of_the_status() -> None:
+    schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    assert set(schema["properties"]) == {field.alias for field in RunStatus.model_fields.values()}
+    condition = schema["properties"]["conditions"]["items"]
+    assert set(condition["properties"]) == {field.alias for field in Condition.model_fields.values()}
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    full = RunStatus(
+        step=3,
+        losses={"regression": 0.5},
+        next_attempt_time=now,
+        conditions=(Condition(type="Healthy", status="True", reason="Running", last_transition_time=now),),
+    )
+    jsonschema.validate(full.model_dump(mode="json", by_alias=True, exclude_none=True), schema)

@@ -123,7 +123,7 @@ def _unforeseen(error: Exception) -> StageError:
         )
     if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST_PEER):
         return StageError(
-            reason="PeerLost",
+            reason=runtime.PEER_LOST,
             message=f"another worker is gone; the next attempt goes on from the last checkpoint ({text})",
             exit_code=ExitCode.INFRASTRUCTURE,
         )

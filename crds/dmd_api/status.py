@@ -1,0 +1,73 @@
+"""The status of a `DMDDistillation`: what the operator observed, and all that it needs to remember."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from dmd_api.runtime import Stage
+
+
+class StatusModel(BaseModel):
+    """camelCase in the resource; what a later version adds is passed over."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+class Condition(StatusModel):
+    """A condition as in the Kubernetes API conventions."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    observed_generation: int = 0
+    last_transition_time: datetime
+
+
+class RunStatus(StatusModel):
+    """What is known of a run between two looks at it."""
+
+    observed_generation: int = 0
+    phase: str = "Pending"
+    stage: Stage = Stage.PREFLIGHT
+    """The first stage that is not done, which latches those before it: they never run again."""
+    attempt: int = 0
+    """The number of the newest attempt at `stage` that was created; 0: none."""
+    ended_attempt: int = 0
+    """The newest attempt at `stage` whose end was dealt with."""
+    next_attempt_time: datetime | None = None
+    """Before this no further attempt is made."""
+    retries: int = 0
+    """Failed attempts at `stage` in a row without progress between them: what the back-off grows with."""
+    failures: int = 0
+    """Failed attempts that count against `maxRestarts`, over all stages."""
+    step: int | None = None
+    progress: str | None = None
+    eta: str | None = None
+    losses: dict[str, float] = Field(default_factory=dict)
+    images_per_second: float | None = None
+    fid: float | None = None
+    last_progress_time: datetime | None = None
+    """When the step last moved, or the attempt's pods all ran for the first time."""
+    start_time: datetime | None = None
+    active_since: datetime | None = None
+    """Since when the run is not suspended; None while it is."""
+    active_seconds: float = 0
+    """How long it was active before `active_since`."""
+    completion_time: datetime | None = None
+    mlflow_run: str | None = None
+    model_version: str | None = None
+    resolved: dict[str, Any] | None = None
+    """The operator's defaults as they were when the run started."""
+    conditions: tuple[Condition, ...] = ()
+
+    def condition(self, kind: str) -> Condition | None:
+        """The condition of this type, where there is one."""
+        return next((condition for condition in self.conditions if condition.type == kind), None)
+
+    def is_true(self, kind: str) -> bool:
+        """Whether the condition of this type is there and True."""
+        condition = self.condition(kind)
+        return condition is not None and condition.status == "True"

@@ -1,0 +1,29 @@
+"""When the next attempt at a stage may begin, and when there is none."""
+
+from datetime import datetime, timedelta
+
+FIRST_BACK_OFF = timedelta(seconds=10)
+LONGEST_BACK_OFF = timedelta(minutes=5)
+LONGEST_PREFLIGHT_BACK_OFF = timedelta(minutes=1)
+"""A person who has just mended what preflight complained of is waiting for it."""
+SHORTEST_ATTEMPT = timedelta(seconds=10)
+"""Attempts begin no closer together than this, so that something that takes every pod away at once makes no storm."""
+
+
+def back_off(retries: int, longest: timedelta = LONGEST_BACK_OFF) -> timedelta:
+    """The wait before another attempt, doubled with each failure in a row.
+
+    Args:
+        retries: failures in a row, from 0: then there is no wait.
+        longest: where doubling ends.
+    """
+    if retries == 0:
+        return timedelta()
+    # Beyond a few doublings the bound holds anyway, and a power of thousands would not be a time.
+    return min(FIRST_BACK_OFF * 2 ** min(retries - 1, 10), longest)
+
+
+def next_attempt_time(now: datetime, created: datetime | None, wait: timedelta) -> datetime:
+    """When the next attempt may begin, given when the last one was created and how long to wait from now."""
+    earliest = now + wait
+    return max(earliest, created + SHORTEST_ATTEMPT) if created is not None else earliest

@@ -1,0 +1,50 @@
+"""Attempts that hang: pods that all run, and a step that does not move."""
+
+from datetime import datetime, timedelta
+
+from dmd_api.runtime import Progress, Stage
+from dmd_api.status import RunStatus
+from dmd_operator.observed import ObservedJob
+
+
+def with_progress(status: RunStatus, job: ObservedJob, progress: Progress | None, now: datetime) -> RunStatus:
+    """`status` with what rank 0 shows, and with the time at which its step last moved."""
+    if not job.running:
+        return status.model_copy(update={"last_progress_time": None})
+    update: dict[str, object] = {}
+    if status.last_progress_time is None:
+        update["last_progress_time"] = now
+    if progress is not None and progress.attempt == job.attempt and progress.stage is job.stage:
+        if progress.step != status.step:
+            update["last_progress_time"] = now
+        if progress.step > (status.step or 0) and job.stage is not Stage.PREFLIGHT:
+            update["retries"] = 0  # what moves again has outlived the cause of its back-off
+        share = f"{100 * progress.step // progress.total}%" if progress.total else None
+        eta = _duration(progress.eta_seconds) if progress.eta_seconds is not None else None
+        update |= {
+            "step": progress.step,
+            "progress": share,
+            "eta": eta,
+            "losses": progress.losses,
+            "images_per_second": progress.images_per_second,
+            "fid": progress.fid if progress.fid is not None else status.fid,
+            "mlflow_run": progress.mlflow_run or status.mlflow_run,
+        }
+    return status.model_copy(update=update)
+
+
+def until_stalled(status: RunStatus, patience: timedelta, now: datetime) -> timedelta | None:
+    """How long until the attempt counts as stalled, negative when it does; None while its pods do not all run."""
+    return None if status.last_progress_time is None else status.last_progress_time + patience - now
+
+
+def _duration(seconds: float) -> str:
+    """As kubectl writes durations: 45s, 12m, 3h5m, 2d4h."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours == 0:
+        return f"{minutes}m"
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours}h" if days else f"{hours}h{minutes}m"
