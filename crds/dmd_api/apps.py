@@ -25,6 +25,8 @@ def stage_app(
     rendezvous: str,
     progress_address: str,
     python: str = "python",
+    nodes: int | None = None,
+    processes_per_node: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> AppDef:
     """One attempt at a stage.
@@ -37,10 +39,12 @@ def stage_app(
         rendezvous: `host:port` where the agents meet.
         progress_address: `host:port` on which rank 0 serves its progress.
         python: the interpreter.
+        nodes: how many agents. Default: the manifest's workers, and one for preflight.
+        processes_per_node: how many ranks each of them starts. Default: the manifest's.
         environment: further variables.
     """
     workers = manifest.spec.workers
-    nodes = 1 if stage == Stage.PREFLIGHT else workers.nodes
+    nodes = nodes or (1 if stage == Stage.PREFLIGHT else workers.nodes)
     role = Role(
         name=str(stage),
         image="",
@@ -52,7 +56,7 @@ def stage_app(
             runtime.ATTEMPT: str(attempt),
             runtime.NODES: str(nodes),
             runtime.NODE_RANK: macros.replica_id,
-            runtime.PROCESSES_PER_NODE: str(workers.processes_per_node),
+            runtime.PROCESSES_PER_NODE: str(processes_per_node or workers.processes_per_node),
             runtime.RENDEZVOUS: rendezvous,
             runtime.PROGRESS_ADDRESS: progress_address,
             **(environment or {}),

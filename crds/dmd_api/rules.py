@@ -126,7 +126,7 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
-LONGEST_SUFFIX = len("-distill-999-9999")
+LONGEST_SUFFIX = len("-evaluate-999-9999")
 """What the operator appends to the resource's name for an attempt's pods: its stage, attempt and index."""
 NAME_RULE = Rule(
     "metadata.name",

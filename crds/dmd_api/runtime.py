@@ -35,6 +35,8 @@ SHUTDOWN_TIMEOUT = "DMD_SHUTDOWN_TIMEOUT"
 END_WITH_PARENT = "DMD_END_WITH_PARENT"
 """`1`: a stage is sent SIGTERM by the kernel when the process that started it dies (Linux), as `dmdctl run` wants."""
 
+CLAIMS = "/var/run/dmd/claims"
+"""Where a pod mounts the PersistentVolumeClaims that `pvc://CLAIM/PATH` names, each in a folder of its name."""
 PEER_LOST = "PeerLost"
 """The reason of a worker whose peer is gone: a consequence, never the cause of an attempt's end."""
 CUT = " [cut]"

@@ -49,11 +49,11 @@ def outcome_of(job: ObservedJob) -> Outcome | None:
     """
     if job.complete:
         return Outcome(Kind.DONE, result=result_of(job))
-    if job.stage is Stage.PREPARE and job.failed is None and not job.deleting:
-        return None
     for code, kind in _CAUSES.items():
         if pod := next((pod for pod in job.pods if pod.exit_code == code), None):
             return Outcome(kind, _say(pod))
+    if job.stage is Stage.PREPARE and job.failed is None and not job.deleting:
+        return None
     # Only index 0 carries the result; where it was ended before it could say so, the stage is done again.
     if any(pod.index == 0 and pod.exit_code == ExitCode.GATES_FAILED for pod in job.pods):
         result = result_of(job)

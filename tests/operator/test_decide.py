@@ -218,6 +218,8 @@ def test_a_lost_pod_of_prepare_is_left_to_its_job() -> None:
     pods = (running(0), UNREACHABLE, OWN)
     assert look(job(Stage.PREPARE, 1, *pods), stage=Stage.PREPARE).status.ended_attempt == 0
     assert look(job(Stage.PREPARE, 1, *pods, failed="x"), stage=Stage.PREPARE).status.failures == 1
+    hopeless = look(job(Stage.PREPARE, 1, running(1), BAD), stage=Stage.PREPARE)
+    assert reason(hopeless, "Failed") == "True BadInput"
 
 
 def test_suspending_ends_the_attempt_and_resuming_begins_the_next() -> None:

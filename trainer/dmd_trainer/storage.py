@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from dmd_api import runtime
 from dmd_api.errors import BadInputError, InfrastructureError
 from dmd_api.uris import STORAGE_SCHEMES, parse_uri
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CLAIMS = Path("/var/run/dmd/claims")
-"""Where a pod mounts the PersistentVolumeClaims that `pvc://CLAIM/PATH` names."""
+CLAIMS = Path(runtime.CLAIMS)
 OUTAGE_SECONDS = 300
 """How long a storage that does not answer is asked again before the stage gives up."""
 MULTIPART_BYTES = 16 * 2**20
