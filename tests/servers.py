@@ -63,7 +63,8 @@ def start_s3(folder: Path, port: int) -> Server:
     options |= {"master.telemetry": "false", "master.defaultReplication": "000"}
     for name in ("master", "volume", "filer"):
         options |= {f"{name}.port": free_port(), f"{name}.port.grpc": free_port()}
-    options |= {"s3.port.grpc": free_port(), "s3.port.iceberg": 0, "s3.port.lance": 0}  # both have fixed ports otherwise
+    options |= {"s3.port.grpc": free_port()}
+    options |= {"s3.port.iceberg": 0, "s3.port.lance": 0}  # off: both have fixed ports otherwise
     log = folder / "weed.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
