@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dmd_api.defaults import resolve_defaults
+from dmd_api.defaults import Defaults, resolve_defaults
 from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import load_manifest
@@ -83,7 +83,8 @@ def with_local_defaults(manifest: DMDDistillation, storage: str | None, tracking
         except ValueError as error:
             raise BadInputError(f"--{option}: {error}") from error
     runs = RUNS.absolute()
-    return resolve_defaults(manifest, storage or f"file://{runs}", tracking or f"sqlite:///{runs}/mlflow.db")
+    uris = {"storage": storage or f"file://{runs}", "tracking": tracking or f"sqlite:///{runs}/mlflow.db"}
+    return resolve_defaults(manifest, Defaults.model_validate({name: {"uri": uri} for name, uri in uris.items()}))
 
 
 def with_processes(manifest: DMDDistillation, processes: int) -> DMDDistillation:

@@ -1,17 +1,40 @@
-"""Defaults for what a cluster, or a laptop, has one answer for: storage and tracking."""
+"""Defaults for what a cluster, or a laptop, has one answer for: storage, tracking and images."""
 
-from dmd_api.manifest import DMDDistillation, Storage
+from pydantic import Field
+
+from dmd_api.manifest import DMDDistillation, Images, Model, SecretReference, Storage
 
 
-def resolve_defaults(manifest: DMDDistillation, storage_uri: str, tracking_uri: str) -> DMDDistillation:
-    """The manifest with storage and tracking filled in where it names none.
+class TrackingDefaults(Model):
+    """The MLflow server of manifests that name none."""
 
-    Args:
-        manifest: as the user wrote it.
-        storage_uri: where runs go by default.
-        tracking_uri: the MLflow server by default.
+    uri: str | None = Field(None, description="MLflow's tracking server.")
+    credentials_secret_ref: SecretReference | None = Field(
+        None, description="Secret, in each run's namespace, with the server's credentials."
+    )
+
+
+class Defaults(Model):
+    """What fills in for fields that a manifest leaves out."""
+
+    storage: Storage | None = Field(None, description="Where runs go.")
+    tracking: TrackingDefaults = Field(default_factory=TrackingDefaults, description="Where metrics are logged.")
+    images: Images = Field(default_factory=Images, description="What runs.")
+
+
+def resolve_defaults(manifest: DMDDistillation, defaults: Defaults) -> DMDDistillation:
+    """The manifest with storage, tracking and images filled in where it names none.
+
+    Credentials belong to their server: a default's are never sent to a server that the manifest names.
     """
     spec = manifest.spec
-    storage = spec.storage or Storage(uri=storage_uri)
-    tracking = spec.tracking.model_copy(update={"uri": spec.tracking.uri or tracking_uri})
-    return manifest.model_copy(update={"spec": spec.model_copy(update={"storage": storage, "tracking": tracking})})
+    tracking = spec.tracking
+    if tracking.uri is None:
+        reference = tracking.credentials_secret_ref or defaults.tracking.credentials_secret_ref
+        tracking = tracking.model_copy(update={"uri": defaults.tracking.uri, "credentials_secret_ref": reference})
+    update = {
+        "storage": spec.storage or defaults.storage,
+        "tracking": tracking,
+        "images": spec.images if spec.images.trainer is not None else defaults.images,
+    }
+    return manifest.model_copy(update={"spec": spec.model_copy(update=update)})

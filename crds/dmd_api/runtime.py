@@ -54,9 +54,9 @@ class Stage(StrEnum):
 
 
 class Progress(BaseModel):
-    """What rank 0 of a running stage serves as `/progress`."""
+    """What rank 0 of a running stage serves as `/progress`; a newer trainer may say more."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
 
     stage: Stage
     activity: str = ""

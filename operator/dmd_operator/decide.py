@@ -5,7 +5,7 @@ This file only strings the rules together; each is in a file of its own: `outcom
 """
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from dmd_api.manifest import DMDDistillation
@@ -50,6 +50,37 @@ def decide(run: Run) -> Decision:
     return replace(decision, again=_sooner(decision.again, left))
 
 
+def refused(run: Run, message: str) -> Decision:
+    """The API server would not have the attempt that the status announces: a quota, a podTemplate with a mistake.
+
+    It is told and tried again with back-off, for as long as it takes, and not counted: no work was lost.
+    """
+    stage, number = run.status.stage, run.status.attempt
+    wait = attempts.back_off(run.status.retries + 1)
+    status = run.status.model_copy(
+        update={"ended_attempt": number, "retries": run.status.retries + 1, "next_attempt_time": run.now + wait}
+    )
+    status = _healthy(run, status, "False", "Refused", message)
+    event = Event("Refused", f"{stage}: attempt {number} could not be created: {message}", warning=True)
+    return Decision(status, events=(event,), again=wait)
+
+
+def unusable(status: RunStatus, message: str, now: datetime, generation: int) -> Decision:
+    """The manifest cannot be followed as it is; what already runs is left alone."""
+    before = status.condition("Healthy")
+    known = before is not None and before.message == message
+    status = with_condition(
+        status.model_copy(update={"observed_generation": generation}),
+        "Healthy",
+        "False",
+        reason="InvalidManifest",
+        message=message,
+        now=now,
+        generation=generation,
+    )
+    return Decision(status, events=() if known else (Event("InvalidManifest", message, warning=True),))
+
+
 def stages(manifest: DMDDistillation) -> list[Stage]:
     """The stages that a run has: without a regression there are no pairs to prepare."""
     return [stage for stage in Stage if stage is not Stage.PREPARE or manifest.spec.method.regression is not None]
@@ -66,10 +97,8 @@ def _look(run: Run) -> Decision:
             return _ended(run, job, outcome)
         return _goes_on(run, job)
     # Between attempts: whoever still works on the last one could write beside the next.
-    left_over = [job for job in run.jobs if not job.over]
-    if left_over:
-        names = tuple(job.name for job in left_over if not job.deleting)
-        return Decision(status, delete=names, again=run.settings.gone_after)
+    if any(not job.over for job in run.jobs):
+        return Decision(status, delete=_to_delete(run.jobs), again=run.settings.gone_after)
     if status.next_attempt_time is not None and now < status.next_attempt_time:
         return Decision(status, again=status.next_attempt_time - now)
     return _next_attempt(run)
@@ -97,7 +126,9 @@ def _goes_on(run: Run, job: ObservedJob) -> Decision:
         )
         return _ended(replace(run, status=status), job, Outcome(Kind.FAILED, message))
     waiting = next((f"worker {pod.index}: {pod.waiting}" for pod in job.pods if pod.waiting), None)
-    if waiting is not None:
+    if job.suspended:
+        status = _healthy(run, status, "Unknown", "Queued", f"{job.name} is suspended until its queue admits it")
+    elif waiting is not None:
         status = _healthy(run, status, "Unknown", "PodsWaiting", waiting)
     elif job.running:
         status = _healthy(run, status, "True", "Running", f"{job.stage}: attempt {job.attempt} runs")
@@ -142,11 +173,9 @@ def _ended(run: Run, job: ObservedJob | None, outcome: Outcome) -> Decision:
     status = status.model_copy(update={"next_attempt_time": at, "last_progress_time": None})
     status = _healthy(run, status, "False", str(outcome.kind), outcome.message)
     event = Event(str(outcome.kind), f"{stage}: attempt {number} ended: {outcome.message}{_from(status)}", True)
-    # A Job that failed ends its pods itself and stays, for its logs; one that did not yet know must be told.
-    told = job is not None and job.failed is None and not job.deleting
     return Decision(
         status,
-        delete=(job.name,) if told and job is not None else (),
+        delete=_to_delete((job,) if job is not None else ()),
         events=(event,),
         again=max(at - run.now, timedelta(seconds=1)),
     )
@@ -229,9 +258,8 @@ def _failed(run: Run, status: RunStatus, reason: str, message: str) -> Decision:
         status, "Failed", "True", reason=reason, message=message, now=run.now, generation=run.generation
     )
     status = _over(run, _healthy(run, status, "False", reason, message), "Failed")
-    going = tuple(job.name for job in run.jobs if not job.over and not job.deleting)
     expiry = deadline.until_expiry(run.manifest.spec, status, run.now)
-    return Decision(status, delete=going, events=(Event(reason, message, warning=True),), again=expiry)
+    return Decision(status, delete=_to_delete(run.jobs), events=(Event(reason, message, warning=True),), again=expiry)
 
 
 def _finished(run: Run) -> Decision:
@@ -239,8 +267,9 @@ def _finished(run: Run) -> Decision:
     left = deadline.until_expiry(run.manifest.spec, run.status, run.now)
     if left is not None and left <= timedelta():
         return Decision(run.status, delete_resource=True)
-    going = tuple(job.name for job in run.jobs if not job.over and not job.deleting and run.status.is_true("Failed"))
-    return Decision(run.status, delete=going, again=left)
+    going = run.jobs if run.status.is_true("Failed") else ()
+    again = run.settings.gone_after if any(not job.over for job in going) else None
+    return Decision(run.status, delete=_to_delete(going), again=_sooner(left, again))
 
 
 def _suspended(run: Run) -> Decision:
@@ -273,7 +302,7 @@ def _suspended(run: Run) -> Decision:
     going = [job for job in run.jobs if not job.over]
     return Decision(
         status,
-        delete=tuple(job.name for job in going if not job.deleting),
+        delete=tuple(job.name for job in going if not job.deleting),  # at once, whatever ends by itself
         events=events if told else (*events, Event("Suspended", "set spec.suspend to false to go on")),
         again=run.settings.gone_after if going else None,
     )
@@ -310,6 +339,11 @@ def _over(run: Run, status: RunStatus, phase: str) -> RunStatus:
     return status.model_copy(
         update={"phase": phase, "completion_time": run.now, "active_seconds": seconds, "active_since": None}
     )
+
+
+def _to_delete(jobs: tuple[ObservedJob, ...]) -> tuple[str, ...]:
+    """Those whose pods would otherwise work on."""
+    return tuple(job.name for job in jobs if not job.over and not job.ends_itself)
 
 
 def _present_job(run: Run) -> ObservedJob | None:

@@ -1,6 +1,6 @@
 """What a decision sees of a run's children: Jobs with their pods, reduced to what matters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dmd_api.runtime import Stage, StageResult
@@ -14,19 +14,31 @@ class ObservedPod:
         index: its completion index, which is its worker's number.
         phase: as in the pod's status; `Unknown` counts as running.
         exit_code: of the trainer's container, once it has ended.
+        reason: why it ended, in the kubelet's word (`OOMKilled`, `StartError`), where that says more than the code.
         result: its termination message, where it is one of ours.
         lost: why the pod is or was taken away (`node unreachable`, `evicted`, `deleted`), None if it was not.
-        past_grace: it is being deleted and its grace period is over: it counts as gone, whatever its node says.
+        gone_at: it is being deleted, and this is when its grace period is over.
+        past_grace: that time has come: it counts as gone, whatever its node says.
         waiting: why it does not run yet, in the scheduler's or the kubelet's words.
+        ip: its address, where it has one.
+        name: its name.
     """
 
     index: int
     phase: str = "Pending"
     exit_code: int | None = None
+    reason: str | None = None
     result: StageResult | None = None
     lost: str | None = None
+    gone_at: datetime | None = None
     past_grace: bool = False
     waiting: str | None = None
+    ip: str | None = None
+    name: str = ""
+
+    def at(self, now: datetime) -> "ObservedPod":
+        """The pod as it is now, though nothing was heard of it since."""
+        return replace(self, past_grace=self.gone_at is not None and now >= self.gone_at)
 
     @property
     def over(self) -> bool:
@@ -43,6 +55,7 @@ class ObservedJob:
         complete: it has the condition Complete.
         failed: the message of its condition Failed, None without one.
         deleting: it has a deletion timestamp.
+        suspended: its `suspend` is set, as queueing systems do until there is room for it.
     """
 
     name: str
@@ -52,12 +65,25 @@ class ObservedJob:
     complete: bool = False
     failed: str | None = None
     deleting: bool = False
+    suspended: bool = False
     pods: tuple[ObservedPod, ...] = ()
 
     @property
     def over(self) -> bool:
-        """None of its pods is left that could still work."""
-        return all(pod.over for pod in self.pods)
+        """None of its pods is left that could still work, and there will be no others."""
+        finished = self.complete or self.failed is not None or self.deleting
+        return finished and all(pod.over for pod in self.pods)
+
+    @property
+    def ends_itself(self) -> bool:
+        """Its controller has seen a pod fail and ends the others: it need not be deleted, and keeps its pods' logs.
+
+        Not so with a lost pod, which may never be seen to end, and not once nothing is left to end.
+        """
+        if self.deleting:
+            return True
+        failed = any(pod.phase == "Failed" for pod in self.pods)
+        return failed and not any(pod.lost for pod in self.pods) and not all(pod.over for pod in self.pods)
 
     @property
     def running(self) -> bool:

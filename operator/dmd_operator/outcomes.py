@@ -82,8 +82,9 @@ def _say(pod: ObservedPod) -> str:
     if pod.result is not None and pod.result.error is not None:
         return f"worker {pod.index}: {pod.result.error.message}"
     code = pod.exit_code
-    known = {137: " (killed, as when out of memory)", 139: " (segmentation fault)"}
-    return f"worker {pod.index} ended with exit code {code}{known.get(code or 0, '')} and left no message"
+    known = {137: "killed, as when out of memory", 139: "segmentation fault"}
+    why = pod.reason or known.get(code or 0)
+    return f"worker {pod.index} ended with exit code {code}{f' ({why})' if why else ''} and left no message"
 
 
 def result_of(job: ObservedJob) -> dict[str, str | int | float | bool | None]:

@@ -44,9 +44,7 @@ class Owner:
     uid: str
 
 
-def attempt_objects(
-    manifest: DMDDistillation, stage: Stage, attempt: int, owner: Owner, image: str
-) -> list[dict[str, Any]]:
+def attempt_objects(manifest: DMDDistillation, stage: Stage, attempt: int, owner: Owner) -> list[dict[str, Any]]:
     """What is created for an attempt, in this order.
 
     Args:
@@ -54,7 +52,6 @@ def attempt_objects(
         stage: which.
         attempt: its number, from 1.
         owner: the resource.
-        image: the trainer's image where the manifest names none.
     """
     name = f"{manifest.metadata.name}-{stage}-{attempt}"
     labels = {
@@ -105,7 +102,7 @@ def attempt_objects(
     (role,) = app.roles
     settings = pod_settings(manifest, stage)
     template = merge(
-        {"metadata": {"labels": labels}, "spec": _pod_spec(manifest, stage, role, settings, name, image)},
+        {"metadata": {"labels": labels}, "spec": _pod_spec(manifest, stage, role, settings, name)},
         settings.pod_template,
     )
     job: dict[str, Any] = {
@@ -173,16 +170,14 @@ def _without_resources(template: dict[str, Any]) -> dict[str, Any]:
     return {**template, "spec": {**spec, "containers": containers}} if containers else template
 
 
-def _pod_spec(
-    manifest: DMDDistillation, stage: Stage, role: Role, settings: PodSettings, name: str, image: str
-) -> dict[str, Any]:
+def _pod_spec(manifest: DMDDistillation, stage: Stage, role: Role, settings: PodSettings, name: str) -> dict[str, Any]:
     spec = manifest.spec
     # An Indexed Job tells each pod its number itself.
     environment = [{"name": key, "value": value} for key, value in role.env.items() if key != runtime.NODE_RANK]
     claims = sorted(set(_claims(manifest)))
     container = {
         "name": CONTAINER,
-        "image": spec.images.trainer or image,
+        "image": spec.images.trainer,
         "command": [role.entrypoint],
         "args": list(role.args),
         "env": [*environment, *credentials(spec, stage)],

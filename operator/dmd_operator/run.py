@@ -30,11 +30,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to be done, in this order: delete, write the status, create, tell.
+    """What is to be done, in this order: write the status, delete, create, tell.
 
-    The status comes before the attempt that it announces: a number is then never used twice, even where the operator
-    is killed in between and the Job vanishes before anyone looks; and an operator that has lost its lead, whose write
-    conflicts, creates nothing.
+    The status comes first. Whatever it says has ended is dealt with once, even where the operator is killed before it
+    deletes the rest, since what is left over is deleted by the next look. An attempt's number is never used twice,
+    even where the operator is killed before it creates the Job. And an operator that has lost its lead, whose write
+    conflicts, does nothing.
 
     Attributes:
         status: the status as it should be written.
@@ -51,6 +52,11 @@ class Decision:
     delete_resource: bool = False
     events: tuple[Event, ...] = ()
     again: timedelta | None = None
+
+    @property
+    def acts(self) -> bool:
+        """It does more than to note how things are: whoever applies it must have looked closely."""
+        return self.create is not None or bool(self.delete or self.events) or self.delete_resource
 
 
 @dataclass(frozen=True)

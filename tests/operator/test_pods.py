@@ -26,6 +26,7 @@ def manifest(metadata: dict[str, Any] | None = None, **spec: Any) -> DMDDistilla
                 "pairWorkers": {"parallelism": 16, "resources": {"limits": {"amd.com/gpu": 1}}},
                 "storage": {"uri": "s3://bucket/runs", "credentialsSecretRef": {"name": "s3"}},
                 "tracking": {"uri": "http://mlflow:5000", "credentialsSecretRef": {"name": "mlflow"}},
+                "images": {"trainer": "trainer:1"},
                 "huggingFace": {"credentialsSecretRef": {"name": "hub"}},
                 **spec,
             },
@@ -35,7 +36,7 @@ def manifest(metadata: dict[str, Any] | None = None, **spec: Any) -> DMDDistilla
 
 def objects(stage: Stage, **spec: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     metadata = spec.pop("metadata", None)
-    service, job = attempt_objects(manifest(metadata, **spec), stage, 3, Owner("team", "uid-1"), "trainer:1")
+    service, job = attempt_objects(manifest(metadata, **spec), stage, 3, Owner("team", "uid-1"))
     return service, job
 
 

@@ -1,0 +1,73 @@
+"""What kopf calls: every event of a resource or of its children wakes that resource's queue, and nothing else.
+
+The handlers are coroutines because kopf runs plain functions in threads, and neither the cache nor the queue is made
+for those.
+"""
+
+from typing import Any
+
+import kopf
+
+from dmd_operator.cluster import GROUP, PLURAL, VERSION, owner_uid
+from dmd_operator.observe import JOB_NAME, observe_job, observe_pod
+from dmd_operator.pods import DISTILLATION
+from dmd_operator.queue import Queue
+from dmd_operator.seen import Key, Seen
+
+WATCH_SECONDS = 10 * 60
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """How kopf watches."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # our events are the reconciler's, not kopf's log lines
+    settings.scanning.disabled = True  # no watch over all CRDs and namespaces, nor the rights for one
+    settings.watching.server_timeout = WATCH_SECONDS
+    settings.networking.error_backoffs = (1, 1, 2, 3, 5) + (8,) * 100  # an API server that is away comes back
+    for plural in ("jobs", "pods"):  # a cluster has many pods, few of them ours
+        settings.watching.label_selectors[plural] = DISTILLATION
+    return settings
+
+
+def handlers(seen: Seen, queue: Queue) -> kopf.OperatorRegistry:
+    """The handlers; none of them sets a finalizer, so that resources can be deleted without the operator.
+
+    Args:
+        seen: remembers what they are told.
+        queue: is woken by it.
+    """
+    registry = kopf.OperatorRegistry()
+    labelled = {DISTILLATION: kopf.PRESENT}
+
+    @kopf.on.login(registry=registry)
+    def login(**options: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**options) or kopf.login_with_kubeconfig(**options)
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def resource(event: kopf.RawEvent, namespace: str | None, name: str, **_: Any) -> None:
+        key = Key(str(namespace), name)
+        if event["type"] == "DELETED":
+            seen.run(key).resource = None
+        elif not seen.run(key).saw(dict(event["object"])):
+            return
+        queue.add(key)
+
+    @kopf.on.event("batch", "v1", "jobs", labels=labelled, registry=registry)
+    async def job(event: kopf.RawEvent, namespace: str | None, name: str, labels: kopf.Labels, **_: Any) -> None:
+        key = Key(str(namespace), labels[DISTILLATION])
+        run, body = seen.run(key), dict(event["object"])
+        run.jobs.pop(name, None)
+        if event["type"] != "DELETED" and run.owns(owner_uid(body)):
+            run.jobs[name] = observe_job(body)
+        queue.add(key)
+
+    @kopf.on.event("", "v1", "pods", labels=labelled, registry=registry)
+    async def pod(event: kopf.RawEvent, namespace: str | None, name: str, labels: kopf.Labels, **_: Any) -> None:
+        key = Key(str(namespace), labels[DISTILLATION])
+        run = seen.run(key)
+        run.pods.pop(name, None)
+        if event["type"] != "DELETED" and JOB_NAME in labels:
+            run.pods[name] = (labels[JOB_NAME], observe_pod(dict(event["object"])))
+        queue.add(key)
+
+    return registry

@@ -1,0 +1,131 @@
+"""From the API server's Jobs and pods to what a decision sees of them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from dmd_api.runtime import Stage, StageResult
+from dmd_operator.observed import ObservedJob, ObservedPod
+from dmd_operator.pods import ATTEMPT, CONTAINER, STAGE
+
+JOB_NAME = "batch.kubernetes.io/job-name"
+_INDEX = "batch.kubernetes.io/job-completion-index"
+# The reasons of the condition DisruptionTarget, as the Kubernetes documentation lists them.
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "preempted by a pod of higher priority",
+    "DeletionByTaintManager": "node unreachable or tainted",
+    "EvictionByEvictionAPI": "evicted, as when a node is drained",
+    "DeletionByPodGC": "node gone",
+    "TerminationByKubelet": "ended by its kubelet, as when a node shuts down or runs short",
+}
+_STARTING = {"ContainerCreating", "PodInitializing"}
+"""Reasons for waiting that are nobody's concern."""
+
+
+def observe_job(job: Mapping[str, Any]) -> ObservedJob:
+    """A Job without its pods; for Jobs with the operator's labels only."""
+    metadata, status = job["metadata"], job.get("status") or {}
+    failed = _condition(status, "Failed")
+    return ObservedJob(
+        name=metadata["name"],
+        stage=Stage(metadata["labels"][STAGE]),
+        attempt=int(metadata["labels"][ATTEMPT]),
+        created=_time(metadata["creationTimestamp"]),
+        complete=_condition(status, "Complete") is not None,
+        failed=f"{failed.get('reason', '')}: {failed.get('message', '')}" if failed is not None else None,
+        deleting=metadata.get("deletionTimestamp") is not None,
+        suspended=bool(job.get("spec", {}).get("suspend")),
+    )
+
+
+def observe_pod(pod: Mapping[str, Any]) -> ObservedPod:
+    """A pod of an attempt; whether its grace is over depends on when it is looked at (`ObservedPod.at`)."""
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    container: Mapping[str, Any] = next(
+        (c for c in status.get("containerStatuses") or [] if c["name"] == CONTAINER), {}
+    )
+    ended = (container.get("state") or {}).get("terminated") or {}
+    result = _result(ended.get("message"))
+    deleted = metadata.get("deletionTimestamp")
+    return ObservedPod(
+        index=int((metadata.get("labels") or {}).get(_INDEX, 0)),
+        phase=status.get("phase") or "Pending",
+        exit_code=ended.get("exitCode"),
+        reason=_why(ended) if result is None else None,
+        result=result,
+        lost=_lost(metadata, status),
+        gone_at=_time(deleted) if deleted is not None else None,
+        waiting=_waiting(status, container),
+        ip=status.get("podIP"),
+        name=metadata["name"],
+    )
+
+
+def with_pods(
+    jobs: Iterable[ObservedJob], pods: Iterable[tuple[str, ObservedPod]], now: datetime
+) -> tuple[ObservedJob, ...]:
+    """The Jobs with their pods as they are now.
+
+    Args:
+        jobs: as observed.
+        pods: each with the name of its Job.
+        now: the time.
+    """
+    of_job: dict[str, list[ObservedPod]] = {}
+    for job, pod in pods:
+        of_job.setdefault(job, []).append(pod.at(now))
+    return tuple(
+        replace(job, pods=tuple(sorted(of_job.get(job.name, ()), key=lambda pod: pod.index)))
+        for job in sorted(jobs, key=lambda job: job.created)
+    )
+
+
+def _lost(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str | None:
+    if disruption := _condition(status, "DisruptionTarget"):
+        reason = disruption.get("reason", "")
+        return _DISRUPTIONS.get(reason, f"{reason}: {disruption.get('message', '')}")
+    if status.get("reason") in {"Evicted", "NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"}:
+        return f"{status['reason']}: {status.get('message', '')}"
+    # One that was deleted while it worked; what had ended before is not lost.
+    deleted = metadata.get("deletionTimestamp") is not None
+    return "deleted" if deleted and status.get("phase") not in {"Succeeded", "Failed"} else None
+
+
+def _waiting(status: Mapping[str, Any], container: Mapping[str, Any]) -> str | None:
+    if status.get("phase") not in {None, "Pending"}:
+        return None
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"{condition.get('reason', 'not scheduled')}: {condition.get('message', '')}"
+    waits = (container.get("state") or {}).get("waiting") or {}
+    if not waits or waits.get("reason") in _STARTING:
+        return None
+    return f"{waits.get('reason')}: {waits.get('message', '')}"
+
+
+def _why(ended: Mapping[str, Any]) -> str | None:
+    """The kubelet's own reason, where it says more than that the container ended."""
+    reason = ended.get("reason")
+    if reason in {None, "Completed", "Error"}:
+        return None
+    message = ended.get("message")
+    return f"{reason}: {message[:500]}" if message else str(reason)
+
+
+def _result(message: str | None) -> StageResult | None:
+    try:
+        return StageResult.model_validate_json(message) if message else None
+    except ValidationError:
+        return None  # another program's last words
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    conditions: list[Mapping[str, Any]] = status.get("conditions") or []
+    return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
+
+
+def _time(value: str | datetime) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)

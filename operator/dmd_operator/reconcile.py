@@ -1,0 +1,151 @@
+"""One look at one run: observe, decide, apply."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Any
+
+from kubernetes.aio.client import ApiException
+
+from dmd_api.apps import PROGRESS_PORT
+from dmd_api.errors import BadInputError
+from dmd_api.status import RunStatus
+from dmd_operator.cluster import Cluster, RefusedError, message_of
+from dmd_operator.decide import decide, refused, unusable
+from dmd_operator.manifests import read_manifest
+from dmd_operator.metrics import DECISION_SECONDS
+from dmd_operator.observe import with_pods
+from dmd_operator.observed import ObservedJob, ObservedPod
+from dmd_operator.pods import Owner, attempt_objects
+from dmd_operator.queue import Gone
+from dmd_operator.run import Decision, Run
+from dmd_operator.seen import Key, Seen
+from dmd_operator.settings import OperatorSettings
+
+log = logging.getLogger(__name__)
+
+READ_ALL_EVERY = timedelta(minutes=3)
+"""Watches may lose an event, a deletion above all: this often everything is read anew."""
+_AT_ONCE = timedelta(milliseconds=100)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A resource with its children, as a decision is made from them."""
+
+    resource: dict[str, Any]
+    jobs: Iterable[ObservedJob]
+    pods: Iterable[tuple[str, ObservedPod]]
+
+
+class Reconciler:
+    """Looks at runs.
+
+    Args:
+        cluster: where they are.
+        seen: what the watches saw.
+        settings: the operator's.
+    """
+
+    def __init__(self, cluster: Cluster, seen: Seen, settings: OperatorSettings) -> None:
+        self._cluster, self._seen, self._settings = cluster, seen, settings
+
+    async def look(self, key: Key, since: float) -> timedelta | None:
+        """Does what is to be done about `key` now; when to look again.
+
+        What was seen decides whether there is anything to do. Before it is done, the decision is made once more from
+        what the API server itself says: so no cache that lags behind ever starts or ends an attempt.
+
+        Args:
+            key: the resource.
+            since: when what is looked at happened, by `time.monotonic`.
+
+        Raises:
+            Gone: there is no such resource.
+        """
+        try:
+            seen, now = self._seen.run(key), datetime.now(UTC)
+            if seen.resource is not None and seen.read_at is not None and now - seen.read_at < READ_ALL_EVERY:
+                view = _View(seen.resource, seen.jobs.values(), seen.pods.values())
+                run, decision = await self._decide(view, now)
+                if not decision.acts:
+                    return await self._apply(key, view, run, decision)
+            view = await self._read(key, now)
+            run, decision = await self._decide(view, now)
+            again = await self._apply(key, view, run, decision)
+            if decision.acts:
+                DECISION_SECONDS.observe(time.monotonic() - since)
+            return again
+        except ApiException as error:
+            if error.status == HTTPStatus.CONFLICT:
+                self._seen.run(key).read_at = None
+                return _AT_ONCE
+            raise
+
+    async def _read(self, key: Key, now: datetime) -> _View:
+        resource = await self._cluster.resource(key)
+        if resource is None or resource["metadata"].get("deletionTimestamp"):
+            self._seen.forget(key)
+            raise Gone
+        jobs, pods = await self._cluster.children(resource)
+        seen = self._seen.run(key)
+        seen.saw(resource)
+        seen.read_at = now
+        seen.jobs = {job.name: job for job in jobs}
+        seen.pods = {pod.name: (job, pod) for job, pod in pods}
+        return _View(resource, jobs, pods)
+
+    async def _decide(self, view: _View, now: datetime) -> tuple[Run | None, Decision]:
+        """What is known, None where the manifest cannot be used, and what follows."""
+        status = RunStatus.model_validate(view.resource.get("status") or {})
+        generation = view.resource["metadata"]["generation"]
+        try:
+            manifest, resolved = read_manifest(view.resource, status, self._settings.defaults)
+        except BadInputError as error:
+            return None, unusable(status, error.message, now, generation)
+        jobs = with_pods(view.jobs, view.pods, now)
+        run = Run(manifest, resolved, jobs, now, generation=generation, settings=self._settings.for_decisions())
+        if (address := _progress_address(run)) is not None:
+            run = replace(run, progress=await self._cluster.progress(address))
+        return run, decide(run)
+
+    async def _apply(self, key: Key, view: _View, run: Run | None, decision: Decision) -> timedelta | None:
+        resource = view.resource
+        if decision.delete_resource:
+            await self._cluster.delete_resource(resource)
+            raise Gone
+        status = decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if status != resource.get("status"):
+            resource = await self._cluster.write_status(resource, status)
+            self._seen.run(key).saw(resource)
+        await asyncio.gather(*(self._cluster.delete_attempt(key.namespace, name) for name in decision.delete))
+        if decision.create is not None and run is not None:
+            owner = Owner(key.namespace, resource["metadata"]["uid"])
+            try:
+                for child in attempt_objects(run.manifest, *decision.create, owner):
+                    await self._cluster.create(child)
+            except RefusedError as error:
+                announced = replace(run, status=decision.status)
+                return await self._apply(key, replace(view, resource=resource), run, refused(announced, str(error)))
+        for event in decision.events:
+            log.info("%s/%s: %s: %s", key.namespace, key.name, event.reason, event.message)
+            try:
+                await self._cluster.tell(resource, event)
+            except ApiException as error:
+                log.warning("%s/%s: no event could be written: %s", key.namespace, key.name, message_of(error))
+        return decision.again
+
+
+def _progress_address(run: Run) -> str | None:
+    """Where rank 0 of the present attempt answers."""
+    wanted = (run.status.stage, run.status.attempt)
+    pods = (pod for job in run.jobs if (job.stage, job.attempt) == wanted for pod in job.pods)
+    rank_0 = next((pod for pod in pods if pod.index == 0 and pod.phase == "Running" and pod.ip), None)
+    if rank_0 is None:
+        return None
+    host = f"[{rank_0.ip}]" if rank_0.ip and ":" in rank_0.ip else rank_0.ip
+    return f"{host}:{PROGRESS_PORT}"

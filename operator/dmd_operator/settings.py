@@ -1,0 +1,35 @@
+"""The operator's settings: environment variables `DMD_OPERATOR_*`, which the Helm chart's values become."""
+
+from datetime import timedelta
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dmd_api.defaults import Defaults
+from dmd_operator.run import Settings
+
+
+class OperatorSettings(BaseSettings):
+    """What the operator's owner chose; structured values are JSON."""
+
+    model_config = SettingsConfigDict(env_prefix="DMD_OPERATOR_", frozen=True, extra="forbid")
+
+    namespaces: tuple[str, ...] = Field((), description="Namespaces to watch; none: all of them.")
+    defaults: Defaults = Field(default_factory=Defaults, description="What manifests may leave out.")
+    lease_name: str = Field("dmd-operator", description="The Lease that replicas elect their leader by.")
+    lease_namespace: str | None = Field(None, description="Its namespace; none: there is one replica and no election.")
+    identity: str | None = Field(None, description="This replica's name in the Lease. Default: the host's name.")
+    lease_seconds: int = Field(15, ge=3, description="How long a leader that went silent is waited for.")
+    port: int = Field(8080, ge=0, le=65535, description="Where /healthz, /readyz and /metrics are served.")
+    stall_minutes: float = Field(30, gt=0, description="A step that does not move for this long is a stall.")
+    progress_seconds: float = Field(5, gt=0, description="How often a running attempt is asked for its progress.")
+    progress_timeout_seconds: float = Field(2, gt=0, description="How long its answer is waited for.")
+    concurrent_requests: int = Field(32, ge=1, description="Requests to the API server at the same time.")
+    debug: bool = Field(False, description="Log every look at every run.")
+
+    def for_decisions(self) -> Settings:
+        """What decisions are made by."""
+        return Settings(
+            stall_timeout=timedelta(minutes=self.stall_minutes),
+            progress_every=timedelta(seconds=self.progress_seconds),
+        )
