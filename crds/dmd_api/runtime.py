@@ -74,7 +74,11 @@ class Progress(BaseModel):
     """The latest Frechet distance of the generator's EMA, where one was measured."""
     best_fid: float | None = None
     best_step: int | None = None
+    checkpoint_step: int | None = None
+    """The step that a next attempt goes on from; None before the first checkpoint."""
     mlflow_run: str | None = None
+    mlflow_run_url: str | None = None
+    """The run's page, where the tracking server has one."""
     messages: list[str] = Field(default_factory=list)
     """Lines a person should see (a checkpoint passed over, a tracking server that is away), newest last, at most 20."""
 

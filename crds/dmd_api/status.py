@@ -43,12 +43,20 @@ class RunStatus(StatusModel):
     """Failed attempts at `stage` in a row without progress between them: what the back-off grows with."""
     failures: int = 0
     """Failed attempts that count against `maxRestarts`, over all stages."""
+    activity: str | None = None
     step: int | None = None
+    total: int | None = None
+    unit: str | None = None
+    """What `step` and `total` count at `stage`."""
+    checkpoint_step: int | None = None
+    """The generator update that a next attempt at distilling goes on from."""
     progress: str | None = None
     eta: str | None = None
     losses: dict[str, float] = Field(default_factory=dict)
     images_per_second: float | None = None
     fid: float | None = None
+    best_fid: float | None = None
+    best_step: int | None = None
     last_progress_time: datetime | None = None
     """When the step last moved, or the attempt's pods all ran for the first time."""
     start_time: datetime | None = None
@@ -58,7 +66,10 @@ class RunStatus(StatusModel):
     """How long it was active before `active_since`."""
     completion_time: datetime | None = None
     mlflow_run: str | None = None
+    mlflow_run_url: str | None = None
     model_version: str | None = None
+    model_uri: str | None = None
+    """`models:/NAME/VERSION`."""
     resolved: dict[str, Any] | None = None
     """The operator's defaults as they were when the run started."""
     conditions: tuple[Condition, ...] = ()

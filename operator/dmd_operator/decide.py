@@ -1,7 +1,7 @@
 """The decision: from what is wanted, known and observed to what is to be done. Pure: no cluster, no clock, no memory.
 
-This file only strings the rules together; each is in a file of its own: `outcomes`, `attempts`, `stalls`, `deadline`,
-`conditions`. What it returns may be applied by half or not at all: the next look leads to the same end.
+This file only strings the rules together; each is in a file of its own: `outcomes`, `attempts`, `waits`, `stalls`,
+`deadline`, `conditions`. What it returns may be applied by half or not at all: the next look leads to the same end.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from typing import Literal
 from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import Stage
 from dmd_api.status import RunStatus
-from dmd_operator import attempts, deadline, stalls
+from dmd_operator import attempts, deadline, stalls, waits
 from dmd_operator.conditions import STAGE_DONE, with_condition
 from dmd_operator.observed import ObservedJob
 from dmd_operator.outcomes import Kind, Outcome, outcome_of, result_of
@@ -125,11 +125,18 @@ def _goes_on(run: Run, job: ObservedJob) -> Decision:
             status, "Stalled", "True", reason="NoProgress", message=message, now=run.now, generation=run.generation
         )
         return _ended(replace(run, status=status), job, Outcome(Kind.FAILED, message))
-    waiting = next((f"worker {pod.index}: {pod.waiting}" for pod in job.pods if pod.waiting), None)
-    if job.suspended:
-        status = _healthy(run, status, "Unknown", "Queued", f"{job.name} is suspended until its queue admits it")
-    elif waiting is not None:
-        status = _healthy(run, status, "Unknown", "PodsWaiting", waiting)
+    if (wait := waits.wait_of(job, run.now)) is not None:
+        status = _healthy(run, status, "Unknown", wait.reason, wait.message)
+        if job.stage is Stage.PREFLIGHT and wait.reason in waits.REMEDIES:
+            status = with_condition(
+                status,
+                STAGE_DONE[job.stage],
+                "False",
+                reason=wait.reason,
+                message=wait.message,
+                now=run.now,
+                generation=run.generation,
+            )
     elif job.running:
         status = _healthy(run, status, "True", "Running", f"{job.stage}: attempt {job.attempt} runs")
         if status.condition("Stalled") is not None:
@@ -211,6 +218,10 @@ def _latched(run: Run, outcome: Outcome) -> Decision:
             "retries": 0,
             "next_attempt_time": None,
             "last_progress_time": None,
+            "activity": None,
+            "step": None,
+            "total": None,
+            "unit": None,
             "progress": None,
             "eta": None,
         }
@@ -231,7 +242,8 @@ def _latched(run: Run, outcome: Outcome) -> Decision:
     )
     version = result.get("modelVersion")
     if version is not None:
-        status = status.model_copy(update={"model_version": str(version)})
+        uri = f"models:/{run.manifest.registered_model}/{version}"
+        status = status.model_copy(update={"model_version": str(version), "model_uri": uri})
     status = with_condition(
         status,
         "Registered",
@@ -361,7 +373,12 @@ def _healthy(
 
 def _from(status: RunStatus) -> str:
     """Where a next attempt at distilling begins, as far as is known."""
-    return f"; it had come to step {status.step}" if status.stage is Stage.DISTILL and status.step else ""
+    if status.stage is not Stage.DISTILL or not status.step:
+        return ""
+    if status.checkpoint_step is None:
+        return f"; it had come to step {status.step}"
+    of = f" of {status.total}" if status.total else ""
+    return f"; going on from step {status.checkpoint_step}{of}"
 
 
 def _sooner(first: timedelta | None, second: timedelta | None) -> timedelta | None:

@@ -22,14 +22,22 @@ def with_progress(status: RunStatus, job: ObservedJob, progress: Progress | None
         share = f"{100 * progress.step // progress.total}%" if progress.total else None
         eta = _duration(progress.eta_seconds) if progress.eta_seconds is not None else None
         update |= {
+            "activity": progress.activity or None,
             "step": progress.step,
+            "total": progress.total or None,
+            "unit": progress.unit or None,
             "progress": share,
             "eta": eta,
             "losses": progress.losses,
             "images_per_second": progress.images_per_second,
             "fid": progress.fid if progress.fid is not None else status.fid,
+            "best_fid": progress.best_fid if progress.best_fid is not None else status.best_fid,
+            "best_step": progress.best_step if progress.best_step is not None else status.best_step,
             "mlflow_run": progress.mlflow_run or status.mlflow_run,
+            "mlflow_run_url": progress.mlflow_run_url or status.mlflow_run_url,
         }
+        if progress.checkpoint_step is not None:
+            update["checkpoint_step"] = progress.checkpoint_step
     return status.model_copy(update=update)
 
 

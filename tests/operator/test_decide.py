@@ -144,9 +144,9 @@ def test_how_an_attempt_ends(
 
 
 def test_an_end_names_worker_and_cause() -> None:
-    decision = look(job(Stage.DISTILL, 1, LEFT, UNREACHABLE), step=400)
+    decision = look(job(Stage.DISTILL, 1, LEFT, UNREACHABLE), step=410, total=600, checkpoint_step=400)
     (event,) = decision.events
-    assert event.message == "distill: attempt 1 ended: worker 1 lost, node unreachable; it had come to step 400"
+    assert event.message == ("distill: attempt 1 ended: worker 1 lost, node unreachable; going on from step 400 of 600")
     assert decision.delete == ("run-distill-1",)
 
 
@@ -297,12 +297,27 @@ def test_progress_of_an_earlier_attempt_is_not_taken_for_this_one() -> None:
 
 
 def test_why_pods_wait_is_told() -> None:
-    pods = ObservedPod(0, waiting="0/2 nodes are available: 2 Insufficient nvidia.com/gpu."), ObservedPod(1)
-    decision = look(job(Stage.DISTILL, 1, *pods))
+    lacking = "Unschedulable: 0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
+    decision = look(job(Stage.DISTILL, 1, ObservedPod(0, waiting=lacking), ObservedPod(1)))
     condition = decision.status.condition("Healthy")
     assert condition is not None
-    assert (condition.status, condition.reason) == ("Unknown", "PodsWaiting")
+    assert (condition.status, condition.reason) == ("Unknown", "Unschedulable")
     assert "Insufficient nvidia.com/gpu" in condition.message
+    assert reason(look(job(Stage.DISTILL, 1)), "Healthy") == "Unknown NoPods"
+    assert reason(look(job(Stage.DISTILL, 1, suspended=True)), "Healthy") == "Unknown Queued"
+
+
+def test_a_secret_that_is_missing_is_preflights_finding_and_heals() -> None:
+    waiting = ObservedPod(0, waiting='CreateContainerConfigError: secret "s3" not found')
+    found = look(job(Stage.PREFLIGHT, 1, waiting), stage=Stage.PREFLIGHT)
+    condition = found.status.condition("PreflightPassed")
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", "CreateContainerConfigError")
+    assert condition.message.startswith(
+        'worker 0: CreateContainerConfigError: secret "s3" not found; create the Secret'
+    )
+    done = job(Stage.PREFLIGHT, 1, ended(0, 0), complete=True)
+    assert decide(Run(manifest(), found.status, (done,), NOW)).status.is_true("PreflightPassed")
 
 
 def test_deciding_twice_changes_nothing() -> None:

@@ -65,6 +65,8 @@ class Checkpointer:
         self._keep = keep
         self._on_message = on_message
         self._pending: Future[None] | None = None
+        self.newest_step: int | None = None
+        """The step of the newest checkpoint that is known to be whole."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._rank, self._world_size = rank_and_world_size()
         # What the background writes is agreed on in a group of its own: its collectives must not mix with training's.
@@ -125,6 +127,7 @@ class Checkpointer:
             files = {file: digest for part in gathered for file, digest in part.items()}
             content = {"step": name.step, "attempt": name.attempt, "files": files, "extra": extra}
             self._storage.write(f"checkpoints/{name}/{MANIFEST}", json.dumps(content, indent=1).encode())
+            self.newest_step = name.step
             self._prune(name)
         if self._group is not None:
             dist.barrier(group=self._group)
@@ -174,6 +177,7 @@ class Checkpointer:
             barrier()
             if local_rank() == 0:
                 shutil.rmtree(folder)
+            self.newest_step = name.step
             return manifest
         return None
 

@@ -67,6 +67,7 @@ class Tracker:
         self._storage, self._on_message = storage, on_message
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
+        self._experiment_id: str | None = None
         self._spool = spool
         spool.mkdir(parents=True, exist_ok=True)
         self._records = spool / "records.jsonl"
@@ -108,6 +109,13 @@ class Tracker:
     def run_id(self) -> str | None:
         """MLflow's id of the run; None as long as the server has not answered."""
         return self._run_id
+
+    @property
+    def run_url(self) -> str | None:
+        """The run's page; None for a database without a server, or as long as the server has not answered."""
+        if self._experiment_id is None or not self.uri.startswith("http"):
+            return None
+        return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Logs parameters; long values are cut."""
@@ -270,6 +278,7 @@ class Tracker:
         if self._client is None or self._run_id is None:
             self._client = mlflow_client(self.uri)
             self._run_id = find_or_create_run(self._client, self.uri, self._experiment, self._run_name, self._run_key)
+            self._experiment_id = str(self._client.get_run(self._run_id).info.experiment_id)
         return self._client, self._run_id
 
     def _measure_system(self) -> None:

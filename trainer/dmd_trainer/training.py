@@ -91,7 +91,10 @@ def train(
         _show_step(context, report, history, distillation.step_count, time.perf_counter() - step_started)
         done = distillation.step_count - first_step
         seconds_per_step = (time.perf_counter() - started - paused) / done
-        context.progress.update(eta_seconds=seconds_per_step * (total - distillation.step_count))
+        context.progress.update(
+            eta_seconds=seconds_per_step * (total - distillation.step_count),
+            checkpoint_step=checkpointer.newest_step,
+        )
 
         if report.stop:
             _save(context, distillation, checkpointer, history)
@@ -128,6 +131,8 @@ def _resume(
 def _show_step(context: StageContext, report: StepReport, history: History, step: int, seconds: float) -> None:
     images_per_second = context.manifest.spec.training.batch_size / seconds
     context.progress.update(step=step, losses=report.losses, images_per_second=images_per_second)
+    if context.tracker is not None:
+        context.progress.update(mlflow_run=context.tracker.run_id, mlflow_run_url=context.tracker.run_url)
     if step % LOG_EVERY:
         return
     history.losses.append({"step": step, **report.losses})

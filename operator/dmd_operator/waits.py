@@ -1,0 +1,45 @@
+"""Why an attempt's pods do not run yet, and what its owner can do about it."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dmd_operator.observed import ObservedJob
+
+WITHOUT_PODS = timedelta(seconds=30)
+"""A Job that has made no pod for this long is not allowed to, or its controller is away."""
+REMEDIES = {
+    "CreateContainerConfigError": "create the Secret or the key that it names: the pod then starts by itself",
+    "ErrImagePull": "check spec.images.trainer, or the operator's default, and imagePullSecrets in the podTemplate",
+    "InvalidImageName": "correct the image's name in a new DMDDistillation, or the operator's default",
+    "Unschedulable": "free or add nodes, or ask for less in a new DMDDistillation",
+    "SchedulingGated": "it waits for whoever set the gate",
+}
+REMEDIES |= {"ImagePullBackOff": REMEDIES["ErrImagePull"], "ErrImageNeverPull": REMEDIES["ErrImagePull"]}
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What is waited for.
+
+    Attributes:
+        reason: a word in CamelCase, the scheduler's or the kubelet's own where there is one.
+        message: whose, why, and what to do.
+    """
+
+    reason: str
+    message: str
+
+
+def wait_of(job: ObservedJob, now: datetime) -> Wait | None:
+    """What `job` waits for; None where its pods run or are about to."""
+    if job.suspended:
+        return Wait("Queued", f"{job.name} is suspended until its queue admits it")
+    if not job.pods and now - job.created >= WITHOUT_PODS:
+        why = "a quota, a service account that is not there, or the namespace's Pod Security level"
+        return Wait("NoPods", f"{job.name} has made no pods: {why}; `kubectl describe job {job.name}` says which")
+    for pod in job.pods:
+        if pod.waiting:
+            reason = pod.waiting.partition(":")[0]
+            remedy = f"; {REMEDIES[reason]}" if reason in REMEDIES else ""
+            return Wait(reason, f"worker {pod.index}: {pod.waiting.rstrip()}{remedy}")
+    return None
