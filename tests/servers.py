@@ -1,4 +1,7 @@
-"""Real servers on free loopback ports: S3 (SeaweedFS) and MLflow; and a proxy that can play ill."""
+"""Real servers on free ports: S3 (SeaweedFS) and MLflow; and a proxy that can play ill.
+
+They listen on a loopback address, or on one of a network namespace if the calling thread is in it.
+"""
 
 import json
 import os
@@ -10,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -20,6 +23,7 @@ from pathlib import Path
 from dmdctl.local_runner import free_port
 
 DEADLINE = 90.0
+LOOPBACK = "127.0.0.1"
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 
 
@@ -36,12 +40,12 @@ class Server:
         self.process.wait(20)
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_port(host: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + DEADLINE
     while time.monotonic() < until:
         assert process.poll() is None, log.read_text()[-2000:]
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection((host, port), timeout=1).close()
         except OSError:
             time.sleep(0.05)
         else:
@@ -49,7 +53,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
     raise AssertionError(f"nothing listens on {port}: {log.read_text()[-2000:]}")
 
 
-def start_s3(folder: Path, port: int) -> Server:
+def start_s3(folder: Path, port: int, host: str = LOOPBACK) -> Server:
     """A SeaweedFS S3 server with one identity; its data lie in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     identity = {
@@ -58,7 +62,7 @@ def start_s3(folder: Path, port: int) -> Server:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    options = {"dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "volume.max": 8, "filer": "true", "s3": "true"}
+    options = {"dir": folder, "ip": host, "ip.bind": host, "volume.max": 8, "filer": "true", "s3": "true"}
     options |= {"s3.port": port, "s3.config": folder / "s3.json", "master.volumeSizeLimitMB": 64}
     options |= {"master.telemetry": "false", "master.defaultReplication": "000"}
     for name in ("master", "volume", "filer"):
@@ -74,16 +78,17 @@ def start_s3(folder: Path, port: int) -> Server:
             cwd=folder,
             start_new_session=True,
         )
-    wait_for_port(port, process, log)
-    return Server(process, f"http://127.0.0.1:{port}")
+    wait_for_port(host, port, process, log)
+    return Server(process, f"http://{host}:{port}")
 
 
-def start_mlflow(folder: Path, port: int) -> Server:
+def start_mlflow(folder: Path, port: int, host: str = LOOPBACK) -> Server:
     """An MLflow tracking server on SQLite."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "mlflow.log"
     store = f"sqlite:///{folder}/mlflow.db"
-    command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = ["-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    command += ["--allowed-hosts", f"localhost:*,127.0.0.1:*,{host}:*"]
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, *command, "--backend-store-uri", store, "--artifacts-destination", str(folder / "files")],
@@ -92,7 +97,7 @@ def start_mlflow(folder: Path, port: int) -> Server:
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
             start_new_session=True,
         )
-    server = Server(process, f"http://127.0.0.1:{port}")
+    server = Server(process, f"http://{host}:{port}")
     until = time.monotonic() + DEADLINE
     while time.monotonic() < until:
         assert process.poll() is None, log.read_text()[-2000:]
@@ -106,9 +111,11 @@ def start_mlflow(folder: Path, port: int) -> Server:
 
 
 @contextmanager
-def failing_proxy(target: str, failures: int, port: int = 0) -> Iterator[tuple[str, list[int]]]:
-    """A proxy that answers the first `failures` requests with 503, and keeps the statuses of all answers."""
-    host = target.removeprefix("http://")
+def failing_proxy(
+    target: str, fails: Callable[[int], bool], port: int = 0, host: str = LOOPBACK
+) -> Iterator[tuple[str, list[int]]]:
+    """A proxy that keeps the statuses of all its answers, and gives 503 where `fails`, told how many there were."""
+    behind = target.removeprefix("http://")
     statuses: list[int] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -116,11 +123,11 @@ def failing_proxy(target: str, failures: int, port: int = 0) -> Iterator[tuple[s
 
         def _forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if len(statuses) < failures:
+            if fails(len(statuses)):
                 statuses.append(503)
                 self._answer(503, {}, b"")
                 return
-            connection = HTTPConnection(host, timeout=20)
+            connection = HTTPConnection(behind, timeout=20)
             connection.request(self.command, self.path, body, dict(self.headers))
             response = connection.getresponse()
             content = response.read()
@@ -144,10 +151,10 @@ def failing_proxy(target: str, failures: int, port: int = 0) -> Iterator[tuple[s
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = ThreadingHTTPServer((host, port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", statuses
+        yield f"http://{host}:{server.server_port}", statuses
     finally:
         server.shutdown()
         server.server_close()

@@ -1,10 +1,13 @@
-"""Writes what is generated from the models: the CRD and the manifest's reference.
+"""Writes what is generated: from the models the CRD and the manifest's reference, from the chart's values their table.
 
 python -m dmd_api.generate            writes
 python -m dmd_api.generate --check    says whether they are current, exit code 1 if not
 """
 
+import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import yaml
 from dmd_api.crd import GROUP, PLURAL, crd, spec_schema
 
 ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "dmd-operator"
 NOTICE = "# Generated from crds/dmd_api by `make generate`; do not edit.\n"
 
 
@@ -21,6 +25,8 @@ def generated() -> dict[Path, str]:
     return {
         ROOT / "crds" / f"{PLURAL}.{GROUP}.yaml": NOTICE + yaml.safe_dump(crd(), sort_keys=False, width=120),
         ROOT / "docs" / "manifest.md": _reference(),
+        CHART / "templates" / "crd.yaml": _crd_template(),
+        CHART / "README.md": _chart_readme(),
     }
 
 
@@ -91,6 +97,60 @@ def _type(schema: dict[str, Any]) -> str:
     if low is None or high is None:
         return f"{kind} {'>' if low is not None else '<'} {low if low is not None else high}"
     return f"{kind} in {opening}{low:g}, {high:g}{closing}"
+
+
+def _crd_template() -> str:
+    """The CRD as a template: Helm installs what is in a chart's `crds/` but never upgrades it."""
+    head, name, rest = yaml.safe_dump(crd(), sort_keys=False, width=120).partition(f"  name: {PLURAL}.{GROUP}\n")
+    metadata = """\
+  labels:
+    {{- include "dmd-operator.labels" . | nindent 4 }}
+  {{- if .Values.crds.keep }}
+  annotations:
+    # Uninstalled with the release, it would take every distillation with it.
+    helm.sh/resource-policy: keep
+  {{- end }}
+"""
+    assert "{{" not in rest, "Helm would read it"
+    return f"{NOTICE}{{{{- if .Values.crds.install }}}}\n{head}{name}{metadata}{rest}{{{{- end }}}}\n"
+
+
+def _chart_readme() -> str:
+    """The chart's README.md with its table of values written anew."""
+    begin, end = "<!-- values, generated from values.yaml by `make generate` -->\n", "<!-- end of values -->\n"
+    before, _, rest = (CHART / "README.md").read_text().partition(begin)
+    return before + begin + _values_table() + end + rest.partition(end)[2]
+
+
+def _values_table() -> str:
+    """A row for each value that values.yaml describes: its type from the schema, its default from the values."""
+    text = (CHART / "values.yaml").read_text()
+    values, schema = yaml.safe_load(text), json.loads((CHART / "values.schema.json").read_text())
+    rows = ["| value | type | default | meaning |", "|---|---|---|---|"]
+    for path, meaning in _described(text):
+        value, node = values, schema
+        for name in path:
+            value, node = value[name], node["properties"][name]
+            node = schema["definitions"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+        kind = ", ".join(node["enum"]) if "enum" in node else node["type"]
+        kind = kind if isinstance(kind, str) else " or ".join(kind)
+        rows.append(f"| `{'.'.join(path)}` | {kind} | `{json.dumps(value)}` | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def _described(text: str) -> Iterator[tuple[list[str], str]]:
+    """The path of each value with a comment `# -- ...` above it, and the comment."""
+    above: list[tuple[int, str]] = []
+    meaning = None
+    for line in text.splitlines():
+        if comment := re.match(r" *# -- (.*)", line):
+            meaning = comment[1]
+        elif key := re.match(r"( *)(\w+):", line):
+            depth = len(key[1])
+            above = [(other, name) for other, name in above if other < depth] + [(depth, key[2])]
+            if meaning is not None:
+                yield [name for _, name in above], meaning
+                meaning = None
 
 
 def main() -> int:

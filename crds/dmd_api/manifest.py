@@ -198,14 +198,15 @@ class Training(Model):
     activation_checkpointing: bool = Field(
         False, description="Computes activations again in the backward pass instead of keeping them."
     )
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="Every random number of the run follows from it.")
+    # No larger: JSON numbers, and so the API server, are exact up to here.
+    seed: int = Field(0, ge=0, le=2**53, description="Every random number of the run follows from it.")
     checkpoint_every: int = Field(500, ge=1, le=10_000_000, description="Generator updates between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="How many complete checkpoints are kept.")
     sample_every: int = Field(
         500, ge=1, le=10_000_000, description="Generator updates between image grids at fixed noise."
     )
     max_loss: float = Field(
-        1000.0, gt=0, le=1e30, description="A loss beyond this ends the run as diverged (healthy ones are near 1)."
+        1000.0, gt=0, le=1e15, description="A loss beyond this ends the run as diverged (healthy ones are near 1)."
     )
 
 

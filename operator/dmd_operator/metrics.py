@@ -17,6 +17,7 @@ DECISION_SECONDS = Histogram(
     "From the first event that a decision follows from to its being applied, for decisions that change something.",
     buckets=(0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
+LOOKS = Counter("dmd_operator_looks_total", "Looks at a run, by whether they changed anything.", ["acted"])
 ERRORS = Counter("dmd_operator_errors_total", "Looks at a run that failed and are repeated.", ["reason"])
 API_REQUESTS = Counter("dmd_operator_api_requests_total", "Requests to the API server.", ["verb", "code"])
 

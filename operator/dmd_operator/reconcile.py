@@ -17,7 +17,7 @@ from dmd_api.status import RunStatus
 from dmd_operator.cluster import Cluster, RefusedError, message_of
 from dmd_operator.decide import decide, refused, unusable
 from dmd_operator.manifests import read_manifest
-from dmd_operator.metrics import DECISION_SECONDS
+from dmd_operator.metrics import DECISION_SECONDS, LOOKS
 from dmd_operator.observe import with_pods
 from dmd_operator.observed import ObservedJob, ObservedPod
 from dmd_operator.pods import Owner, attempt_objects
@@ -73,10 +73,12 @@ class Reconciler:
                 view = _View(seen.resource, seen.jobs.values(), seen.pods.values())
                 run, decision = await self._decide(view, now)
                 if not decision.acts:
+                    LOOKS.labels("false").inc()
                     return await self._apply(key, view, run, decision)
             view = await self._read(key, now)
             run, decision = await self._decide(view, now)
             again = await self._apply(key, view, run, decision)
+            LOOKS.labels(str(decision.acts).lower()).inc()
             if decision.acts:
                 DECISION_SECONDS.observe(time.monotonic() - since)
             return again

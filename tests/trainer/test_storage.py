@@ -116,7 +116,7 @@ def test_s3_without_credentials_is_bad_input(
 
 def test_s3_answers_of_503_are_waited_out(s3_server: Server, credentials: None) -> None:
     make_bucket(s3_server.url)
-    with failing_proxy(s3_server.url, failures=5) as (url, statuses):
+    with failing_proxy(s3_server.url, lambda answered: answered < 5) as (url, statuses):
         storage = open_storage(f"s3://{BUCKET}/proxied", endpoint_url=url)
         storage.write("key", b"content")
         assert statuses.count(503) == 5
@@ -129,7 +129,7 @@ def test_an_s3_server_that_comes_back_is_waited_for(s3_server: Server, credentia
     port, done = free_port(), threading.Event()
 
     def come_back() -> None:
-        with failing_proxy(s3_server.url, failures=0, port=port):
+        with failing_proxy(s3_server.url, lambda answered: False, port=port):
             done.wait(60)
 
     late = open_storage(f"s3://{BUCKET}/late", endpoint_url=f"http://127.0.0.1:{port}")
