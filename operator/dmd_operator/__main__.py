@@ -9,16 +9,17 @@ import sys
 
 import aiohttp
 import kopf
-from kubernetes.aio.client import ApiClient, ApiException, Configuration, CustomObjectsApi
+from kubernetes.aio.client import ApiClient, ApiException, Configuration
 from kubernetes.aio.config import ConfigException, load_config
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from dmd_api.manifest import API_VERSION
-from dmd_operator.cluster import GROUP, PLURAL, VERSION, Cluster, message_of
+from dmd_operator.cluster import PLURAL, Cluster, message_of
 from dmd_operator.election import LeadLostError, Lock, lead
 from dmd_operator.handlers import handlers, kopf_settings
 from dmd_operator.metrics import ERRORS, Distillations, count_requests
+from dmd_operator.objects import Objects
 from dmd_operator.queue import Queue
 from dmd_operator.reconcile import Reconciler
 from dmd_operator.seen import Key, Seen
@@ -114,14 +115,11 @@ async def _work(cluster: Cluster, seen: Seen, settings: OperatorSettings, stop: 
 
 async def _wait_for_api(api: ApiClient, settings: OperatorSettings, stop: asyncio.Event) -> None:
     """Returns when distillations can be listed, or at the stop: a chart installs CRD, rights and operator at once."""
-    resources, said = CustomObjectsApi(api), ""
+    objects, said = Objects(api), ""
     while not stop.is_set():
         try:
             for namespace in settings.namespaces or (None,):
-                if namespace is None:
-                    await resources.list_cluster_custom_object(GROUP, VERSION, PLURAL, limit=1)
-                else:
-                    await resources.list_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, limit=1)
+                await objects.list(PLURAL, namespace, limit=1)
         except (ApiException, aiohttp.ClientError, TimeoutError, OSError) as error:
             why = message_of(error) if isinstance(error, ApiException) else f"{type(error).__name__}: {error}"
             if why != said:

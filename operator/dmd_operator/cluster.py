@@ -8,25 +8,18 @@ from http import HTTPStatus
 from typing import Any
 
 import aiohttp
-from kubernetes.aio.client import (
-    ApiClient,
-    ApiException,
-    BatchV1Api,
-    CoreV1Api,
-    CustomObjectsApi,
-    EventsV1Api,
-)
+from kubernetes.aio.client import ApiClient, ApiException
 from pydantic import ValidationError
 
 from dmd_api.manifest import API_VERSION, KIND
 from dmd_api.runtime import Progress
+from dmd_operator.objects import Objects
 from dmd_operator.observe import observe_job, observe_pod
 from dmd_operator.observed import ObservedJob, ObservedPod
 from dmd_operator.pods import DISTILLATION
 from dmd_operator.run import Event
 from dmd_operator.seen import Key
 
-GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "dmddistillations"
 FIELD_MANAGER = "dmd-operator"
 _EVENT_BYTES = 1024
@@ -47,40 +40,30 @@ class Cluster:
     """
 
     def __init__(self, api: ApiClient, http: aiohttp.ClientSession, progress_timeout: float) -> None:
-        self._http, self._progress_timeout = http, progress_timeout
-        # The client's annotations know its own models only; it takes plain objects as well.
-        self._api: Any = api
-        self._custom: Any = CustomObjectsApi(api)
-        self._batch: Any = BatchV1Api(api)
-        self._core: Any = CoreV1Api(api)
-        self._events: Any = EventsV1Api(api)
+        self._objects, self._http, self._progress_timeout = Objects(api), http, progress_timeout
 
     async def resource(self, key: Key) -> dict[str, Any] | None:
         """The resource as it is now, None if there is none."""
         try:
-            found: dict[str, Any] = await self._custom.get_namespaced_custom_object(
-                GROUP, VERSION, key.namespace, PLURAL, key.name
-            )
+            return await self._objects.get(PLURAL, key.namespace, key.name)
         except ApiException as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
-        return found
 
     async def children(self, resource: Mapping[str, Any]) -> tuple[list[ObservedJob], list[tuple[str, ObservedPod]]]:
         """The resource's Jobs and its pods, each with its Job's name, as they are now."""
         metadata = resource["metadata"]
         namespace, selector = metadata["namespace"], f"{DISTILLATION}={metadata['name']}"
         jobs, pods = await asyncio.gather(
-            self._batch.list_namespaced_job(namespace, label_selector=selector),
-            self._core.list_namespaced_pod(namespace, label_selector=selector),
+            self._objects.list("jobs", namespace, labelSelector=selector),
+            self._objects.list("pods", namespace, labelSelector=selector),
         )
-        plain = self._api.sanitize_for_serialization
-        own = [job for job in map(plain, jobs.items) if owner_uid(job) == metadata["uid"]]
+        own = [job for job in jobs if owner_uid(job) == metadata["uid"]]
         names = {job["metadata"]["uid"]: job["metadata"]["name"] for job in own}
         return (
             [observe_job(job) for job in own],
-            [(names[uid], observe_pod(pod)) for pod in map(plain, pods.items) if (uid := owner_uid(pod)) in names],
+            [(names[uid], observe_pod(pod)) for pod in pods if (uid := owner_uid(pod)) in names],
         )
 
     async def write_status(self, resource: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,17 +72,11 @@ class Cluster:
         Raises:
             ApiException: 409 if the resource is not any more what `resource` says.
         """
+        metadata = resource["metadata"]
         body = {**resource, "status": status}
-        written: dict[str, Any] = await self._custom.replace_namespaced_custom_object_status(
-            GROUP,
-            VERSION,
-            resource["metadata"]["namespace"],
-            PLURAL,
-            resource["metadata"]["name"],
-            body,
-            field_manager=FIELD_MANAGER,
+        return await self._objects.replace_status(
+            PLURAL, metadata["namespace"], metadata["name"], body, fieldManager=FIELD_MANAGER
         )
-        return written
 
     async def create(self, child: Mapping[str, Any]) -> None:
         """Creates a Job or a Service; one that is there already and has the same owner will do.
@@ -108,15 +85,12 @@ class Cluster:
             RefusedError: the API server will not have it, and says why.
         """
         namespace, name = child["metadata"]["namespace"], child["metadata"]["name"]
-        options = {"field_manager": FIELD_MANAGER, "field_validation": "Strict"}
-        is_job = child["kind"] == "Job"
-        create = self._batch.create_namespaced_job if is_job else self._core.create_namespaced_service
-        read = self._batch.read_namespaced_job if is_job else self._core.read_namespaced_service
+        plural = f"{child['kind'].lower()}s"
         try:
-            await create(namespace, child, **options)
+            await self._objects.create(plural, namespace, child, fieldManager=FIELD_MANAGER, fieldValidation="Strict")
         except ApiException as error:
             if error.status == HTTPStatus.CONFLICT:
-                there = self._api.sanitize_for_serialization(await read(name, namespace))
+                there = await self._objects.get(plural, namespace, name)
                 if owner_uid(there) == owner_uid(child):
                     return
                 raise RefusedError(
@@ -128,12 +102,9 @@ class Cluster:
 
     async def delete_attempt(self, namespace: str, name: str) -> None:
         """Deletes an attempt's Job and Service; the Job stays until its pods are gone, so that they are seen."""
-        for delete, policy in (
-            (self._batch.delete_namespaced_job, "Foreground"),
-            (self._core.delete_namespaced_service, "Background"),
-        ):
+        for plural, policy in (("jobs", "Foreground"), ("services", "Background")):
             try:
-                await delete(name, namespace, propagation_policy=policy)
+                await self._objects.delete(plural, namespace, name, {"propagationPolicy": policy})
             except ApiException as error:
                 if error.status != HTTPStatus.NOT_FOUND:
                     raise
@@ -142,21 +113,16 @@ class Cluster:
         """Deletes the resource as `resource` says it is, its children with it."""
         metadata = resource["metadata"]
         preconditions = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
-        await self._custom.delete_namespaced_custom_object(
-            GROUP,
-            VERSION,
-            metadata["namespace"],
-            PLURAL,
-            metadata["name"],
-            body={"preconditions": preconditions, "propagationPolicy": "Background"},
-        )
+        options = {"preconditions": preconditions, "propagationPolicy": "Background"}
+        await self._objects.delete(PLURAL, metadata["namespace"], metadata["name"], options)
 
     async def tell(self, resource: Mapping[str, Any], event: Event) -> None:
         """Writes an event that `kubectl describe` shows."""
         metadata = resource["metadata"]
         regarding = {"apiVersion": API_VERSION, "kind": KIND}
         regarding |= {field: metadata[field] for field in ("name", "namespace", "uid", "resourceVersion")}
-        await self._events.create_namespaced_event(
+        await self._objects.create(
+            "events",
             metadata["namespace"],
             {
                 "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import aiohttp
-from kubernetes.aio.client import ApiClient, ApiException
+from kubernetes.aio.client import ApiClient, ApiException, V1Lease, V1ObjectMeta
 from kubernetes.aio.leaderelection import electionconfig
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
@@ -98,7 +98,17 @@ class Lock(LeaseLock):
 
     async def create(self, name: str, namespace: str, election_record: Any) -> bool:
         """Creates the Lease; whether that succeeded."""
-        return await self._in_time(super().create(name, namespace, election_record), lambda _: False)
+        return await self._in_time(self._create(name, namespace, election_record), lambda _: False)
+
+    async def _create(self, name: str, namespace: str, election_record: Any) -> bool:
+        # The client's own call is refused by the client: it passes `pretty` as a truth value, which has to be a string.
+        lease = V1Lease(metadata=V1ObjectMeta(name=name), spec=self.update_lease(election_record))
+        try:
+            await self.api_instance.create_namespaced_lease(namespace, lease)
+        except ApiException as error:
+            log.warning("the Lease %s/%s was not created: %s", namespace, name, error.reason)
+            return False
+        return True
 
     async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
         """Writes the Lease; whether that succeeded."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import kopf
 
-from dmd_operator.cluster import GROUP, PLURAL, VERSION, owner_uid
+from dmd_api.manifest import API_VERSION
+from dmd_operator.cluster import PLURAL, owner_uid
 from dmd_operator.observe import JOB_NAME, observe_job, observe_pod
 from dmd_operator.pods import DISTILLATION
 from dmd_operator.queue import Queue
@@ -43,7 +44,7 @@ def handlers(seen: Seen, queue: Queue) -> kopf.OperatorRegistry:
     def login(**options: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**options) or kopf.login_with_kubeconfig(**options)
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    @kopf.on.event(API_VERSION, PLURAL, registry=registry)
     async def resource(event: kopf.RawEvent, namespace: str | None, name: str, **_: Any) -> None:
         key = Key(str(namespace), name)
         if event["type"] == "DELETED":

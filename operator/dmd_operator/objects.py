@@ -1,0 +1,82 @@
+"""Kubernetes objects as plain dictionaries, through the official client's authentication, retries and errors.
+
+The client's own methods hold every object against the models of its release: a field of a newer Kubernetes, or a user's
+mistake, would end in the client's words and not in the API server's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kubernetes.aio.client import ApiClient
+
+_ROOTS = {
+    "dmddistillations": "/apis/dmd-operator.io/v1alpha1",
+    "jobs": "/apis/batch/v1",
+    "pods": "/api/v1",
+    "services": "/api/v1",
+    "events": "/apis/events.k8s.io/v1",
+}
+
+
+class Objects:
+    """Requests to the API server.
+
+    Args:
+        api: the client.
+    """
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api: Any = api
+
+    async def get(self, plural: str, namespace: str, name: str) -> dict[str, Any]:
+        """An object; errors as `request`."""
+        return await self.request("GET", f"{path(plural, namespace)}/{name}")
+
+    async def list(self, plural: str, namespace: str | None, **query: str | int) -> list[dict[str, Any]]:
+        """Objects, of all namespaces for None; errors as `request`."""
+        found: list[dict[str, Any]] = (await self.request("GET", path(plural, namespace), query))["items"]
+        return found
+
+    async def create(self, plural: str, namespace: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
+        """Creates an object; errors as `request`."""
+        return await self.request("POST", path(plural, namespace), query, body)
+
+    async def replace_status(
+        self, plural: str, namespace: str, name: str, body: Mapping[str, Any], **query: str
+    ) -> dict[str, Any]:
+        """Writes an object's status; errors as `request`, 409 where `body` is of an older version."""
+        return await self.request("PUT", f"{path(plural, namespace)}/{name}/status", query, body)
+
+    async def delete(self, plural: str, namespace: str, name: str, options: Mapping[str, Any]) -> None:
+        """Deletes an object; errors as `request`."""
+        await self.request("DELETE", f"{path(plural, namespace)}/{name}", body=options)
+
+    async def request(
+        self,
+        method: str,
+        resource_path: str,
+        query: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """An answer's JSON.
+
+        Raises:
+            ApiException: the API server did not do it; its `body` says why.
+        """
+        request = await self._api.param_serialize(
+            method=method,
+            resource_path=resource_path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json", "Content-Type": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        answer = await self._api.call_api(*request)
+        await answer.read()
+        parsed: dict[str, Any] = self._api.response_deserialize(answer, {"default": "object"}).data
+        return parsed
+
+
+def path(plural: str, namespace: str | None) -> str:
+    """Where objects of a kind are."""
+    return f"{_ROOTS[plural]}/{f'namespaces/{namespace}/' if namespace else ''}{plural}"

@@ -1,0 +1,365 @@
+"""The running operator against a real API server and Job controller; what pods do is written into their status."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from dmd_api.runtime import Stage, StageError, StageResult
+from dmd_operator.pods import ATTEMPT, STAGE
+from tests.cluster.control_plane import ControlPlane
+from tests.operator import live
+from tests.operator.live import condition, eventually, is_true, manifest, status
+from tests.operator.process import Operator, operator
+from tests.operator.simulated import Ends, simulated_pods, succeed
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+
+class Played:
+    """Pods that end as a test says, by its namespace."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, Ends] = {}
+
+    def __call__(self, pod: dict[str, Any]) -> tuple[int, StageResult] | None:
+        return self.ends.get(pod["metadata"]["namespace"], succeed)(pod)
+
+
+@pytest.fixture(scope="module")
+def played(api: ControlPlane) -> Iterator[Played]:
+    live.install_crd(api.kubectl)
+    ends, stop = Played(), Event()
+
+    async def play() -> None:
+        async with simulated_pods(str(api.kubeconfig), ends):
+            await asyncio.to_thread(stop.wait)
+
+    with ThreadPoolExecutor(1) as thread:
+        playing = thread.submit(asyncio.run, play())
+        yield ends
+        stop.set()
+        playing.result(20)
+
+
+@pytest.fixture(scope="module")
+def running(api: ControlPlane, played: Played, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    with operator(api.kubeconfig, tmp_path_factory.mktemp("operator"), progress_seconds="1") as process:
+        yield process
+
+
+@pytest.fixture
+def namespace(api: ControlPlane, request: pytest.FixtureRequest) -> Iterator[str]:
+    name = request.node.name.removeprefix("test_").replace("_", "-").partition("[")[0][:50].rstrip("-")
+    live.make_namespace(api.kubectl, name)
+    yield name
+    api.kubectl("delete", "dmd", "--all", "-n", name, "--wait=false")
+
+
+def runs_on(pod: dict[str, Any]) -> None:
+    """A pod that does not end by itself."""
+
+
+def fails(stage: Stage, reason: str, message: str, code: int, attempts: int = 10_000) -> Ends:
+    """The first `attempts` attempts at `stage` fail, all else succeeds."""
+
+    def end(pod: dict[str, Any]) -> tuple[int, StageResult]:
+        labels = pod["metadata"]["labels"]
+        if labels[STAGE] != stage or int(labels[ATTEMPT]) > attempts:
+            return succeed(pod)
+        return code, StageResult(stage=stage, error=StageError(reason=reason, message=message, exit_code=code))
+
+    return end
+
+
+def phase(api: ControlPlane, namespace: str, name: str = "run") -> str:
+    return status(api.kubectl, name, namespace).get("phase", "")
+
+
+def test_a_run_goes_through_all_stages(api: ControlPlane, running: Operator, namespace: str) -> None:
+    api.kubectl.apply(manifest("run", namespace))
+    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+    found = status(api.kubectl, "run", namespace)
+    for kind in ("PreflightPassed", "Prepared", "Distilled", "Evaluated", "GatesPassed", "Registered", "Complete"):
+        assert is_true(found, kind), live.describe(found)
+    assert found["modelVersion"] == "1"
+    assert found["modelUri"] == "models:/run/1"
+    reasons = [reason for reason, _ in live.events(api.kubectl, "run", namespace)]
+    assert reasons.count("AttemptCreated") == 4
+    assert "Complete" in reasons
+    (row,) = api.kubectl("get", "dmd", "-n", namespace, "--no-headers").splitlines()
+    assert row.split()[:2] == ["run", "Complete"]
+    assert {job["metadata"]["name"] for job in api.kubectl.get("jobs", "-n", namespace)["items"]} == {
+        f"run-{stage}-1" for stage in Stage
+    }
+
+
+def test_deleting_a_run_leaves_nothing(api: ControlPlane, running: Operator, played: Played, namespace: str) -> None:
+    played.ends[namespace] = runs_on
+    api.kubectl.apply(manifest("run", namespace))
+    eventually(lambda: api.kubectl.get("pods", "-n", namespace)["items"], "a pod")
+    api.kubectl("delete", "dmd", "run", "-n", namespace, "--timeout=30s")
+    eventually(lambda: not api.kubectl.get("jobs,pods,services", "-n", namespace)["items"], "no children")
+
+
+def test_the_trainers_error_is_told_and_attempts_are_counted(
+    api: ControlPlane, running: Operator, played: Played, namespace: str
+) -> None:
+    played.ends[namespace] = fails(Stage.DISTILL, "InfrastructureUnavailable", "s3://bucket does not answer", 6)
+    api.kubectl.apply(manifest("run", namespace, maxRestarts=0))
+    found = eventually(
+        lambda: (s := status(api.kubectl, "run", namespace)).get("phase") == "Failed" and s, "the run failed"
+    )
+    failed = condition(found, "Failed")
+    assert failed["reason"] == "RestartsExhausted"
+    assert "s3://bucket does not answer" in failed["message"]
+    assert "raise maxRestarts" in failed["message"]
+    # The cause is mended, one more restart is allowed: it goes on where it was.
+    played.ends[namespace] = succeed
+    patch = json.dumps({"spec": {"maxRestarts": 1}})
+    api.kubectl("patch", "dmd", "run", "-n", namespace, "--type=merge", "-p", patch)
+    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+    created = [note for reason, note in live.events(api.kubectl, "run", namespace) if reason == "AttemptCreated"]
+    assert created.count("preflight: attempt 1") == created.count("prepare: attempt 1") == 1
+    assert "distill: attempt 2" in created
+
+
+def test_bad_input_in_preflight_heals_by_itself(
+    api: ControlPlane, running: Operator, played: Played, namespace: str
+) -> None:
+    message = "spec.teacher.uri: there is nothing at s3://models/sd; check the URI"
+    played.ends[namespace] = fails(Stage.PREFLIGHT, "BadInput", message, 2, attempts=1)
+    api.kubectl.apply(manifest("run", namespace))
+    found = eventually(
+        lambda: condition(s := status(api.kubectl, "run", namespace), "PreflightPassed") and s, "preflight's finding"
+    )
+    assert condition(found, "PreflightPassed")["status"] == "False"
+    assert message in condition(found, "PreflightPassed")["message"]
+    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=90s")
+
+
+def test_suspending_ends_the_pods_and_resuming_goes_on(
+    api: ControlPlane, running: Operator, played: Played, namespace: str
+) -> None:
+    played.ends[namespace] = lambda pod: None if pod["metadata"]["labels"][STAGE] == "distill" else succeed(pod)
+    api.kubectl.apply(manifest("run", namespace))
+    eventually(lambda: phase(api, namespace) == "Distilling", "it distils")
+    _suspend(api, namespace, True)
+    eventually(lambda: phase(api, namespace) == "Suspended", "it is suspended")
+    jobs = "dmd-operator.io/stage=distill"
+    eventually(lambda: not api.kubectl.get("jobs", "-n", namespace, "-l", jobs)["items"], "its Job is gone")
+    played.ends[namespace] = succeed
+    _suspend(api, namespace, False)
+    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+    assert not is_true(status(api.kubectl, "run", namespace), "Suspended")
+
+
+def _suspend(api: ControlPlane, namespace: str, value: bool) -> None:
+    api.kubectl("patch", "dmd", "run", "-n", namespace, "--type=merge", "-p", json.dumps({"spec": {"suspend": value}}))
+
+
+def test_a_deleted_pod_ends_the_attempt_and_nothing_is_counted(
+    api: ControlPlane, running: Operator, played: Played, namespace: str
+) -> None:
+    played.ends[namespace] = lambda pod: (
+        None
+        if pod["metadata"]["labels"][STAGE] == "distill" and pod["metadata"]["labels"][ATTEMPT] == "1"
+        else succeed(pod)
+    )
+    api.kubectl.apply(manifest("run", namespace))
+    pods = "batch.kubernetes.io/job-name=run-distill-1,batch.kubernetes.io/job-completion-index=1"
+    (pod,) = eventually(lambda: api.kubectl.get("pods", "-n", namespace, "-l", pods)["items"], "worker 1")
+    eventually(
+        lambda: api.kubectl.get("pod", pod["metadata"]["name"], "-n", namespace)["status"]["phase"] == "Running",
+        "worker 1 runs",
+    )
+    api.kubectl("delete", "pod", pod["metadata"]["name"], "-n", namespace)
+    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=90s")
+    found = status(api.kubectl, "run", namespace)
+    assert found["failures"] == 0
+    created = [note for reason, note in live.events(api.kubectl, "run", namespace) if reason == "AttemptCreated"]
+    assert created.count("distill: attempt 2") == 1
+
+
+def test_what_the_api_server_refuses_is_told_and_heals(api: ControlPlane, running: Operator, namespace: str) -> None:
+    api.kubectl("create", "quota", "none", "--hard=count/jobs.batch=0", "-n", namespace)
+    api.kubectl.apply(manifest("run", namespace))
+    found = eventually(
+        lambda: condition(s := status(api.kubectl, "run", namespace), "Healthy").get("reason") == "Refused" and s,
+        "the refusal is told",
+    )
+    assert "exceeded quota" in condition(found, "Healthy")["message"]
+    api.kubectl("delete", "quota", "none", "-n", namespace)
+    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=90s")
+    assert status(api.kubectl, "run", namespace)["failures"] == 0
+
+
+def test_a_pod_template_with_a_mistake_names_the_field(api: ControlPlane, running: Operator, namespace: str) -> None:
+    template = {"spec": {"nodeSelectr": {"gpu": "h100"}}}
+    api.kubectl.apply(manifest("run", namespace, workers={"nodes": 2, "podTemplate": template}))
+    found = eventually(
+        lambda: condition(s := status(api.kubectl, "run", namespace), "Healthy").get("reason") == "Refused" and s,
+        "the refusal is told",
+    )
+    assert "nodeSelectr" in condition(found, "Healthy")["message"]
+
+
+def test_the_time_to_live_deletes_the_resource(api: ControlPlane, running: Operator, namespace: str) -> None:
+    api.kubectl.apply(manifest("run", namespace, ttlSecondsAfterFinished=1))
+    eventually(lambda: not live.exists(api.kubectl, "dmd", "run", namespace), "the resource is deleted")
+    eventually(lambda: not api.kubectl.get("jobs", "-n", namespace)["items"], "its children too")
+
+
+def test_the_deadline_fails_the_run(api: ControlPlane, running: Operator, played: Played, namespace: str) -> None:
+    played.ends[namespace] = runs_on
+    api.kubectl.apply(manifest("run", namespace, activeDeadlineSeconds=2))
+    found = eventually(lambda: (s := status(api.kubectl, "run", namespace)).get("phase") == "Failed" and s, "it failed")
+    assert condition(found, "Failed")["reason"] == "DeadlineExceeded"
+    eventually(lambda: not api.kubectl.get("pods", "-n", namespace)["items"], "its pods are gone")
+
+
+def test_a_step_that_does_not_move_is_a_stall(
+    api: ControlPlane, played: Played, namespace: str, tmp_path: Path
+) -> None:
+    played.ends[namespace] = lambda pod: (
+        None
+        if pod["metadata"]["labels"][STAGE] == "distill" and pod["metadata"]["labels"][ATTEMPT] == "1"
+        else succeed(pod)
+    )
+    settings = {"stall_minutes": "0.03", "progress_seconds": "0.5", "namespaces": json.dumps([namespace])}
+    with operator(api.kubeconfig, tmp_path, **settings):
+        api.kubectl.apply(manifest("run", namespace))
+        api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=90s")
+    told = dict(live.events(api.kubectl, "run", namespace))
+    assert "step has not moved" in told["AttemptFailed"]
+    assert status(api.kubectl, "run", namespace)["failures"] == 1
+
+
+def test_killed_at_any_moment_it_goes_on_and_makes_nothing_twice(
+    api: ControlPlane, played: Played, namespace: str, tmp_path: Path
+) -> None:
+    api.kubectl.apply(*(manifest(f"run-{i}", namespace) for i in range(6)))
+    settings = {"namespaces": json.dumps([namespace])}
+    for kill in range(4):
+        with operator(api.kubectl.kubeconfig, tmp_path / str(kill), **settings) as process:
+            # A different moment of the stages each time: killed when so many Jobs have been made.
+            wanted = 3 + 5 * kill
+            eventually(lambda: len(api.kubectl.get("jobs", "-n", namespace)["items"]) >= wanted, "Jobs are made")  # noqa: B023
+            process.stop(signal.SIGKILL)
+    with operator(api.kubectl.kubeconfig, tmp_path / "last", **settings):
+        for i in range(6):
+            api.kubectl("wait", "--for=condition=Complete", f"dmd/run-{i}", "-n", namespace, "--timeout=90s")
+    names = [job["metadata"]["name"] for job in api.kubectl.get("jobs", "-n", namespace)["items"]]
+    done = sorted(f"run-{i}-{stage}-1" for i in range(6) for stage in Stage)
+    assert sorted(names) == done
+
+
+def test_an_api_server_that_restarts_is_waited_for(
+    api: ControlPlane, running: Operator, played: Played, namespace: str
+) -> None:
+    if not isinstance(api, ControlPlane):
+        pytest.fail("a given cluster's API server is not restarted: unset KUBECONFIG")
+    go = Event()
+    played.ends[namespace] = lambda pod: succeed(pod) if go.is_set() else None
+    api.kubectl.apply(manifest("run", namespace))
+    eventually(lambda: phase(api, namespace) == "Preflight", "preflight began")
+    api.restart_api_server(pause=2)
+    go.set()
+    api.kubectl("delete", "pods", "--all", "-n", namespace, "--wait=false")
+    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=120s")
+    assert running.process.poll() is None
+
+
+def test_the_next_replica_takes_over_when_the_leader_is_killed(
+    api: ControlPlane, played: Played, namespace: str, tmp_path: Path
+) -> None:
+    settings = {"namespaces": json.dumps([namespace]), "lease_namespace": namespace, "lease_seconds": "4"}
+    with (
+        operator(api.kubeconfig, tmp_path / "a", identity="a", **settings) as first,
+        operator(api.kubeconfig, tmp_path / "b", identity="b", **settings) as second,
+    ):
+        replicas = {"a": first, "b": second}
+        leader = eventually(lambda: _holder(api, namespace), "somebody leads")
+        played.ends[namespace] = lambda pod: None if pod["metadata"]["labels"][STAGE] == "distill" else succeed(pod)
+        api.kubectl.apply(manifest("run", namespace))
+        eventually(lambda: phase(api, namespace) == "Distilling", "it distils")
+        replicas.pop(leader).stop(signal.SIGKILL)
+        (other,) = replicas
+        eventually(lambda: _holder(api, namespace) == other, "the other one leads")
+        (uid,) = (
+            job["metadata"]["uid"]
+            for job in api.kubectl.get("jobs", "-n", namespace, "-l", "dmd-operator.io/stage=distill")["items"]
+        )
+        played.ends[namespace] = succeed
+        _end_pods(api, namespace)
+        api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+        after = api.kubectl.get("job", "run-distill-1", "-n", namespace)
+        assert after["metadata"]["uid"] == uid, "work in flight went on unharmed"
+        # Told to stop, it gives the lead away.
+        assert replicas[other].stop() == 0
+        eventually(lambda: _holder(api, namespace) == "", "nobody leads")
+
+
+def _holder(api: ControlPlane, namespace: str) -> str:
+    lease = api.kubectl.get("lease", "dmd-operator", "-n", namespace)
+    return str(lease["spec"].get("holderIdentity") or "")
+
+
+def _end_pods(api: ControlPlane, namespace: str) -> None:
+    """Lets the pods of distill that run on succeed."""
+    for pod in api.kubectl.get("pods", "-n", namespace, "-l", "dmd-operator.io/stage=distill")["items"]:
+        terminated = {"exitCode": 0, "reason": "Completed", "finishedAt": "2026-01-01T00:00:00Z"}
+        terminated |= {"startedAt": "2026-01-01T00:00:00Z"}
+        container = {"name": "trainer", "state": {"terminated": terminated}, "ready": False, "restartCount": 0}
+        container |= {"image": "", "imageID": ""}
+        patch = json.dumps({"status": {"phase": "Succeeded", "containerStatuses": [container]}})
+        name = pod["metadata"]["name"]
+        api.kubectl("patch", "pod", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
+
+
+def test_its_health_and_figures_are_served(api: ControlPlane, running: Operator, namespace: str) -> None:
+    assert running.get("/healthz") == (200, "ok\n")
+    assert running.get("/readyz") == (200, "ok\n")
+    before = running.metric("dmd_operator_distillations", phase="Complete")
+    api.kubectl.apply(manifest("run", namespace))
+    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+    assert running.metric("dmd_operator_distillations", phase="Complete") == before + 1
+    assert running.metric("dmd_operator_decision_seconds_count") >= 4
+    assert running.metric("dmd_operator_api_requests_total", verb="POST", code="201") >= 8
+
+
+def test_logs_are_json_lines(api: ControlPlane, running: Operator, namespace: str) -> None:
+    api.kubectl.apply(manifest("run", namespace))
+    eventually(lambda: f"{namespace}/run: AttemptCreated" in running.log.read_text(), "it is logged")
+    for line in running.log.read_text().splitlines():
+        assert "message" in json.loads(line), line
+
+
+def test_quiet_runs_cost_next_to_nothing(api: ControlPlane, running: Operator, played: Played, namespace: str) -> None:
+    played.ends[namespace] = runs_on
+    api.kubectl.apply(manifest("run", namespace))
+    eventually(lambda: condition(status(api.kubectl, "run", namespace), "Healthy").get("status") == "True", "it runs")
+    version = api.kubectl.get("dmd", "run", "-n", namespace)["metadata"]["resourceVersion"]
+    looked = running.metric("dmd_operator_looks_total")
+    eventually(lambda: running.metric("dmd_operator_looks_total") >= looked + 4, "it was looked at")
+    assert api.kubectl.get("dmd", "run", "-n", namespace)["metadata"]["resourceVersion"] == version
+
+
+def test_a_resource_that_needs_defaults_says_which(api: ControlPlane, running: Operator, namespace: str) -> None:
+    content = manifest("run", namespace)
+    del content["spec"]["storage"]
+    api.kubectl.apply(content)
+    found = eventually(
+        lambda: (
+            condition(s := status(api.kubectl, "run", namespace), "Healthy").get("reason") == "InvalidManifest" and s
+        ),
+        "what is missing is told",
+    )
+    assert "spec.storage.uri" in condition(found, "Healthy")["message"]
+    assert "defaults.storage.uri" in condition(found, "Healthy")["message"]
