@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BUILDER ?= docker
+REGISTRY ?= ghcr.io/dmd-operator
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' crds/dmd_api/__init__.py)
 export UV_LINK_MODE ?= hardlink
 # The certificates that this machine trusts, as pip does: uv's own list knows no company's.
 export UV_SYSTEM_CERTS ?= 1
@@ -9,7 +12,7 @@ export UV_SYSTEM_CERTS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format constraints generate clean
+.PHONY: help setup demo test bench lint format constraints generate images test-images chart clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -43,11 +46,28 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: setup ## Write the generated files (CRD, manifest reference) anew
+generate: setup ## Write the generated files (CRD, manifest reference, table of the chart's values) anew
 	$(BIN)/python -m dmd_api.generate
 
 constraints: setup ## Resolve all dependencies anew into constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --no-header --no-annotate --no-emit-index-url --all-extras --python-version 3.11 pyproject.toml --output-file constraints.txt
+
+images: ## Build both images: BUILDER=podman or buildah, REGISTRY=..., BUILD_ARGS for a base of one's own or a proxy
+	$(BUILDER) build $(BUILD_ARGS) --file images/operator/Dockerfile --tag $(REGISTRY)/dmd-operator:$(VERSION) .
+	$(BUILDER) build $(BUILD_ARGS) --file images/trainer/Dockerfile --tag $(REGISTRY)/dmd-trainer:$(VERSION) .
+
+test-images: setup ## Build the trainer's image, gigabytes of CUDA, and distil in it (needs root, buildah, debootstrap)
+	DMD_TEST_IMAGES=1 $(BIN)/pytest tests/chart/test_images.py $(ARGS)
+
+chart: setup ## Package the Helm chart into dist/
+	mkdir -p dist
+	$(BIN)/python -m tests.chart.helm package charts/dmd-operator --destination dist
+
+cluster-up: setup ## Bring up a Kubernetes cluster of two nodes on this machine, and print its KUBECONFIG (Linux, root)
+	@$(BIN)/python -m tests.cluster up
+
+cluster-down: setup ## Take that cluster down, and remove what killed test runs left behind
+	@$(BIN)/python -m tests.cluster down
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

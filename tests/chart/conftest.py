@@ -1,0 +1,5 @@
+"""The fixtures that the chart's tests share."""
+
+from tests.cluster.fixtures import api
+
+__all__ = ["api"]
