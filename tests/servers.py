@@ -1,7 +1,4 @@
-"""Real servers on free ports: S3 (SeaweedFS) and MLflow; and a proxy that can play ill.
-
-They listen on a loopback address, or on one of a network namespace if the calling thread is in it.
-"""
+"""Real servers on free loopback ports: S3 (SeaweedFS) and MLflow; and a proxy that can play ill."""
 
 import json
 import os
@@ -40,12 +37,12 @@ class Server:
         self.process.wait(20)
 
 
-def wait_for_port(host: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + DEADLINE
     while time.monotonic() < until:
         assert process.poll() is None, log.read_text()[-2000:]
         try:
-            socket.create_connection((host, port), timeout=1).close()
+            socket.create_connection((LOOPBACK, port), timeout=1).close()
         except OSError:
             time.sleep(0.05)
         else:
@@ -53,7 +50,7 @@ def wait_for_port(host: str, port: int, process: subprocess.Popen[bytes], log: P
     raise AssertionError(f"nothing listens on {port}: {log.read_text()[-2000:]}")
 
 
-def start_s3(folder: Path, port: int, host: str = LOOPBACK) -> Server:
+def start_s3(folder: Path, port: int) -> Server:
     """A SeaweedFS S3 server with one identity; its data lie in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     identity = {
@@ -62,7 +59,7 @@ def start_s3(folder: Path, port: int, host: str = LOOPBACK) -> Server:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    options = {"dir": folder, "ip": host, "ip.bind": host, "volume.max": 8, "filer": "true", "s3": "true"}
+    options = {"dir": folder, "ip": LOOPBACK, "ip.bind": LOOPBACK, "volume.max": 8, "filer": "true", "s3": "true"}
     options |= {"s3.port": port, "s3.config": folder / "s3.json", "master.volumeSizeLimitMB": 64}
     options |= {"master.telemetry": "false", "master.defaultReplication": "000"}
     for name in ("master", "volume", "filer"):
@@ -78,17 +75,18 @@ def start_s3(folder: Path, port: int, host: str = LOOPBACK) -> Server:
             cwd=folder,
             start_new_session=True,
         )
-    wait_for_port(host, port, process, log)
-    return Server(process, f"http://{host}:{port}")
+    wait_for_port(port, process, log)
+    return Server(process, f"http://{LOOPBACK}:{port}")
 
 
-def start_mlflow(folder: Path, port: int, host: str = LOOPBACK) -> Server:
-    """An MLflow tracking server on SQLite."""
+def start_mlflow(folder: Path, port: int, also_known_as: str = "") -> Server:
+    """An MLflow tracking server on SQLite; it answers to `also_known_as`, a URL, where others know it by that."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "mlflow.log"
     store = f"sqlite:///{folder}/mlflow.db"
-    command = ["-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
-    command += ["--allowed-hosts", f"localhost:*,127.0.0.1:*,{host}:*"]
+    command = ["-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
+    names = ["localhost:*", f"{LOOPBACK}:*", *([also_known_as.removeprefix("http://")] if also_known_as else [])]
+    command += ["--allowed-hosts", ",".join(names)]
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, *command, "--backend-store-uri", store, "--artifacts-destination", str(folder / "files")],
@@ -97,7 +95,7 @@ def start_mlflow(folder: Path, port: int, host: str = LOOPBACK) -> Server:
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
             start_new_session=True,
         )
-    server = Server(process, f"http://{host}:{port}")
+    server = Server(process, f"http://{LOOPBACK}:{port}")
     until = time.monotonic() + DEADLINE
     while time.monotonic() < until:
         assert process.poll() is None, log.read_text()[-2000:]
@@ -111,9 +109,7 @@ def start_mlflow(folder: Path, port: int, host: str = LOOPBACK) -> Server:
 
 
 @contextmanager
-def failing_proxy(
-    target: str, fails: Callable[[int], bool], port: int = 0, host: str = LOOPBACK
-) -> Iterator[tuple[str, list[int]]]:
+def failing_proxy(target: str, fails: Callable[[int], bool], port: int = 0) -> Iterator[tuple[str, list[int]]]:
     """A proxy that keeps the statuses of all its answers, and gives 503 where `fails`, told how many there were."""
     behind = target.removeprefix("http://")
     statuses: list[int] = []
@@ -151,10 +147,10 @@ def failing_proxy(
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    server = ThreadingHTTPServer((host, port), Handler)
+    server = ThreadingHTTPServer((LOOPBACK, port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://{host}:{server.server_port}", statuses
+        yield f"http://{LOOPBACK}:{server.server_port}", statuses
     finally:
         server.shutdown()
         server.server_close()

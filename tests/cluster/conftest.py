@@ -1,0 +1,5 @@
+"""The fixtures that this folder's own tests use."""
+
+from tests.cluster.fixtures import api, cluster
+
+__all__ = ["api", "cluster"]

@@ -1,0 +1,232 @@
+"""A distillation in real pods, disturbed while it runs: it completes, with the weights of the undisturbed run."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dmd_operator.pods import ATTEMPT, STAGE
+from tests.e2e.stack import SYSTEM, TEAM, Stack, away, on_this_machine
+from tests.operator import live
+from tests.operator.live import eventually, is_true, status
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+UPDATES = 400
+SMALL: dict[str, Any] = {
+    "apiVersion": "dmd-operator.io/v1alpha1",
+    "kind": "DMDDistillation",
+    "spec": {
+        "teacher": {"uri": "builtin://digits-teacher"},
+        "data": {"classLabels": {"count": 10}},
+        "method": {"regression": {"pairs": 64, "solver": "Heun", "solverSteps": 3, "loss": "L2"}},
+        "training": {
+            "generatorUpdates": UPDATES,
+            "batchSize": 8,
+            "learningRate": 1e-4,
+            "checkpointEvery": 20,
+            "sampleEvery": 200,
+        },
+        "evaluation": {
+            "samples": 100,
+            "every": 200,
+            "batchSize": 50,
+            "reference": {"uri": "builtin://digits"},
+            "features": {"uri": "builtin://digits-classifier"},
+        },
+        "workers": {"nodes": 2},
+        "tracking": {"experiment": "disturbed"},
+    },
+}
+
+
+def apply(stack: Stack, name: str, **spec: Any) -> None:
+    manifest = on_this_machine({**SMALL, "metadata": {"name": name, "namespace": TEAM}})
+    manifest["spec"] |= spec
+    stack.kubectl.apply(manifest)
+
+
+def wait_until_complete(stack: Stack, name: str, seconds: int = 300) -> dict[str, Any]:
+    def over() -> dict[str, Any] | None:
+        found = status(stack.kubectl, name, TEAM)
+        return found if found.get("phase") in {"Complete", "Failed"} else None
+
+    found = eventually(over, f"{name} is over: {_story(stack, name)}", seconds)
+    assert found["phase"] == "Complete", _story(stack, name)
+    return found
+
+
+def _story(stack: Stack, name: str) -> str:
+    told = "\n".join(f"{reason}: {note}" for reason, note in live.events(stack.kubectl, name, TEAM))
+    return f"{told}\n{live.describe(status(stack.kubectl, name, TEAM))}"
+
+
+def in_the_middle(stack: Stack, name: str) -> dict[str, Any]:
+    """The status of a run that has trained some steps since its first checkpoint, and has many before it."""
+
+    def trains() -> dict[str, Any] | None:
+        found = status(stack.kubectl, name, TEAM)
+        assert found.get("phase") not in {"Complete", "Failed"}, _story(stack, name)
+        middle = found.get("phase") == "Distilling" and found.get("checkpointStep") and found.get("step")
+        return found if middle else None
+
+    found = eventually(trains, f"{name} trains", 240)
+    assert found["step"] < UPDATES, "it was too fast to be disturbed"
+    return found
+
+
+def workers(stack: Stack, name: str, attempt: int = 1) -> dict[int, dict[str, Any]]:
+    """The pods of an attempt at distilling, by their index."""
+    labels = f"dmd-operator.io/distillation={name},{STAGE}=distill,{ATTEMPT}={attempt}"
+    pods = stack.kubectl.get("pods", "-n", TEAM, "-l", labels)["items"]
+    return {int(p["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]): p for p in pods}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(stack: Stack) -> str:
+    """The hash of the weights that every run of this manifest ends with."""
+    apply(stack, "undisturbed")
+    wait_until_complete(stack, "undisturbed")
+    assert status(stack.kubectl, "undisturbed", TEAM)["failures"] == 0
+    weights: str = stack.report("undisturbed")["generatorSha256"]
+    return weights
+
+
+def kill(index: int) -> Callable[[Stack, str], None]:
+    def disturb(stack: Stack, name: str) -> None:
+        pod = workers(stack, name)[index]["metadata"]["name"]
+        stack.kubectl("delete", "pod", pod, "-n", TEAM, "--grace-period=0", "--force")
+
+    return disturb
+
+
+def delete_the_operators_pods(stack: Stack, name: str) -> None:
+    stack.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--wait=false")
+
+
+def restart_the_api_server(stack: Stack, name: str) -> None:
+    stack.cluster.control_plane.restart_api_server(pause=5)
+
+
+def keep_mlflow_away(stack: Stack, name: str) -> None:
+    stack.stop_mlflow()
+    away(60, lambda: None)
+    stack.start_mlflow()
+
+
+def keep_s3_away(stack: Stack, name: str) -> None:
+    stack.s3_away = True
+    away(60, lambda: None)
+    stack.s3_away = False
+
+
+def suspend_and_resume(stack: Stack, name: str) -> None:
+    def set_suspend(value: bool) -> None:
+        patch = json.dumps({"spec": {"suspend": value}})
+        stack.kubectl("patch", "dmd", name, "-n", TEAM, "--type=merge", "-p", patch)
+
+    set_suspend(True)
+    eventually(lambda: not workers(stack, name), "its pods are gone", 120)
+    assert status(stack.kubectl, name, TEAM)["phase"] == "Suspended"
+    set_suspend(False)
+
+
+@pytest.mark.parametrize(
+    ("name", "disturb", "attempts"),
+    [
+        ("worker-1-killed", kill(1), 2),
+        ("worker-0-killed", kill(0), 2),
+        ("operator-deleted", delete_the_operators_pods, 1),
+        ("api-restarted", restart_the_api_server, 1),
+        ("mlflow-away", keep_mlflow_away, 1),
+        ("s3-away", keep_s3_away, 1),
+        ("suspended", suspend_and_resume, 2),
+    ],
+)
+def test_it_completes_with_the_same_weights(
+    stack: Stack, undisturbed: str, name: str, disturb: Callable[[Stack, str], None], attempts: int
+) -> None:
+    apply(stack, name)
+    in_the_middle(stack, name)
+    disturb(stack, name)
+    found = wait_until_complete(stack, name)
+    assert stack.report(name)["generatorSha256"] == undisturbed
+    assert found["failures"] == 0, _story(stack, name)
+    created = [note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "AttemptCreated"]
+    assert f"distill: attempt {attempts}" in created, _story(stack, name)
+    assert f"distill: attempt {attempts + 1}" not in created, _story(stack, name)
+    if attempts > 1 and name != "suspended":
+        told = next(note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "Disrupted")
+        assert "going on from step" in told
+        assert f"of {UPDATES}" in told
+
+
+@pytest.fixture
+def a_lost_node(stack: Stack) -> Iterator[Callable[[], None]]:
+    """Stops the kubelet of the second node; started again in the end."""
+    node = stack.cluster.nodes[1]
+    yield node.stop_kubelet
+    node.start_kubelet()
+    ready = '{.status.conditions[?(@.type=="Ready")].status}=True'
+    stack.kubectl("wait", f"--for=jsonpath={ready}", "node/node-2", "--timeout=120s")
+
+
+def test_a_lost_node_is_left(stack: Stack, undisturbed: str, a_lost_node: Callable[[], None]) -> None:
+    """Longer than the toleration, and than the grace of the pods that nobody can end."""
+    name = "node-lost"
+    apply(stack, name)
+    in_the_middle(stack, name)
+    nodes = {pod["spec"]["nodeName"] for pod in workers(stack, name).values()}
+    assert "node-2" in nodes, "its workers are spread over the nodes"
+    a_lost_node()
+    found = wait_until_complete(stack, name, 420)
+    assert stack.report(name)["generatorSha256"] == undisturbed
+    assert found["failures"] == 0, _story(stack, name)
+    told = next(note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "Disrupted")
+    assert "node unreachable" in told
+    assert "going on from step" in told
+
+
+def test_a_missing_secret_is_found_before_anything_runs_and_heals(stack: Stack) -> None:
+    storage = {
+        "uri": "s3://models/runs",
+        "endpointUrl": stack.pod_s3_url,
+        "credentialsSecretRef": {"name": "forgotten"},
+    }
+    apply(stack, "secret-missing", storage=storage)
+    found = eventually(
+        lambda: (c := live.condition(status(stack.kubectl, "secret-missing", TEAM), "PreflightPassed")) and c,
+        "preflight's finding",
+    )
+    assert found["status"] == "False"
+    assert 'secret "forgotten" not found' in found["message"]
+    assert "create the Secret" in found["message"]
+    secret = stack.kubectl.get("secret", "s3", "-n", TEAM)
+    metadata = {"name": "forgotten", "namespace": TEAM}
+    stack.kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": secret["data"]})
+    eventually(
+        lambda: is_true(status(stack.kubectl, "secret-missing", TEAM), "PreflightPassed"), "preflight passes", 180
+    )
+    stack.kubectl("delete", "dmd", "secret-missing", "-n", TEAM)
+
+
+def test_a_bucket_that_is_not_there_is_named(stack: Stack) -> None:
+    storage = {
+        "uri": "s3://no-such-bucket/runs",
+        "endpointUrl": stack.pod_s3_url,
+        "credentialsSecretRef": {"name": "s3"},
+    }
+    apply(stack, "bucket-missing", storage=storage)
+    found = eventually(
+        lambda: (c := live.condition(status(stack.kubectl, "bucket-missing", TEAM), "PreflightPassed")) and c,
+        "preflight's finding",
+        180,
+    )
+    assert found["status"] == "False"
+    assert "no-such-bucket" in found["message"]
+    stack.s3().create_bucket(Bucket="no-such-bucket")
+    eventually(
+        lambda: is_true(status(stack.kubectl, "bucket-missing", TEAM), "PreflightPassed"), "preflight passes", 180
+    )
+    stack.kubectl("delete", "dmd", "bucket-missing", "-n", TEAM)
