@@ -59,7 +59,7 @@ def start_s3(folder: Path, port: int) -> Server:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    options = {"dir": folder, "ip": LOOPBACK, "ip.bind": LOOPBACK, "volume.max": 8, "filer": "true", "s3": "true"}
+    options = {"dir": folder, "ip": LOOPBACK, "ip.bind": LOOPBACK, "volume.max": 200, "filer": "true", "s3": "true"}
     options |= {"s3.port": port, "s3.config": folder / "s3.json", "master.volumeSizeLimitMB": 64}
     options |= {"master.telemetry": "false", "master.defaultReplication": "000"}
     for name in ("master", "volume", "filer"):

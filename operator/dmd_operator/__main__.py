@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import sys
+from typing import Any, cast
 
 import aiohttp
 import kopf
 from kubernetes.aio.client import ApiClient, ApiException, Configuration
-from kubernetes.aio.config import ConfigException, load_config
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
@@ -59,7 +60,7 @@ async def run(settings: OperatorSettings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     configuration = Configuration()
-    await load_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    await _find_cluster(configuration)
     configuration.connection_pool_maxsize = settings.concurrent_requests
     configuration.trace_configs = [count_requests()]
     seen, ready = Seen(), asyncio.Event()
@@ -87,6 +88,14 @@ async def run(settings: OperatorSettings) -> None:
     log.info("stopped")
 
 
+async def _find_cluster(configuration: Configuration) -> None:
+    """By a pod's service account, or by a kubeconfig."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    else:
+        await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+
+
 async def _work(cluster: Cluster, seen: Seen, settings: OperatorSettings, stop: asyncio.Event) -> None:
     """What the leader does until it is told to stop."""
 
@@ -105,6 +114,7 @@ async def _work(cluster: Cluster, seen: Seen, settings: OperatorSettings, stop: 
             registry=handlers(seen, queue),
             settings=kopf_settings(),
             standalone=True,
+            identity=cast(Any, "dmd-operator"),  # it asks for the user's name otherwise, which a pod's has not
             clusterwide=not settings.namespaces,
             namespaces=settings.namespaces,
             stop_flag=stop,

@@ -93,9 +93,11 @@ class Cluster:
                 there = await self._objects.get(plural, namespace, name)
                 if owner_uid(there) == owner_uid(child):
                     return
-                raise RefusedError(
-                    f"{child['kind']} {name} is there and belongs to something else: delete it"
-                ) from error
+                owners = (owner["kind"] for owner in there["metadata"].get("ownerReferences") or [])
+                remedy = (
+                    "an earlier run of this name and goes with it" if KIND in owners else "something else: delete it"
+                )
+                raise RefusedError(f"{child['kind']} {name} is there and belongs to {remedy}") from error
             if error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY}:
                 raise RefusedError(message_of(error)) from error
             raise

@@ -28,10 +28,10 @@ def with_progress(status: RunStatus, job: ObservedJob, progress: Progress | None
             "unit": progress.unit or None,
             "progress": share,
             "eta": eta,
-            "losses": progress.losses,
-            "images_per_second": progress.images_per_second,
-            "fid": progress.fid if progress.fid is not None else status.fid,
-            "best_fid": progress.best_fid if progress.best_fid is not None else status.best_fid,
+            "losses": {name: _short(loss) for name, loss in progress.losses.items()},
+            "images_per_second": _short(progress.images_per_second),
+            "fid": _short(progress.fid) if progress.fid is not None else status.fid,
+            "best_fid": _short(progress.best_fid) if progress.best_fid is not None else status.best_fid,
             "best_step": progress.best_step if progress.best_step is not None else status.best_step,
             "mlflow_run": progress.mlflow_run or status.mlflow_run,
             "mlflow_run_url": progress.mlflow_run_url or status.mlflow_run_url,
@@ -44,6 +44,11 @@ def with_progress(status: RunStatus, job: ObservedJob, progress: Progress | None
 def until_stalled(status: RunStatus, patience: timedelta, now: datetime) -> timedelta | None:
     """How long until the attempt counts as stalled, negative when it does; None while its pods do not all run."""
     return None if status.last_progress_time is None else status.last_progress_time + patience - now
+
+
+def _short(value: float | None) -> float | None:
+    """Four significant digits: people read them in a column."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from tests.operator.live import eventually, is_true, status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-UPDATES = 400
+UPDATES = 300
 SMALL: dict[str, Any] = {
     "apiVersion": "dmd-operator.io/v1alpha1",
     "kind": "DMDDistillation",
