@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
@@ -23,20 +24,20 @@ LOSS_NAMES = {"distribution_matching": "dm", "regression": "reg", "fake_score": 
 class Display(Protocol):
     """What shows the stages of a run."""
 
-    def start(self, stage: Stage) -> None:
-        """A stage begins."""
+    def start(self, stage: Stage, ago: float = 0.0) -> None:
+        """A stage begins, or began so many seconds ago."""
 
     def show(self, progress: Progress) -> None:
         """A stage's present progress."""
 
-    def finish(self, stage: Stage, note: str) -> None:
-        """A stage is done (or was already)."""
+    def finish(self, stage: Stage, note: str, took: float | None = None) -> None:
+        """A stage is done (or was already); it took as many seconds, or the time since it was started here."""
 
     def fail(self, stage: Stage, note: str) -> None:
         """A stage ended without success."""
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays, in rich's markup."""
 
     def __enter__(self) -> Self: ...
 
@@ -45,9 +46,14 @@ class Display(Protocol):
     ) -> None: ...
 
 
-def make_display(console: Console) -> Display:
-    """Bars on a terminal, lines elsewhere."""
-    return BarDisplay(console) if console.is_terminal else LineDisplay(console)
+def make_display(console: Console, *, estimate: bool = True) -> Display:
+    """Bars on a terminal, lines elsewhere.
+
+    Args:
+        console: where to.
+        estimate: where a stage says no ETA, bars take one from the time that it has had; wrong for one that pauses.
+    """
+    return BarDisplay(console, estimate=estimate) if console.is_terminal else LineDisplay(console)
 
 
 def describe(progress: Progress) -> str:
@@ -84,7 +90,8 @@ class _Messages:
 class BarDisplay:
     """One bar a stage."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, estimate: bool = True) -> None:
+        self._estimate = estimate
         self._bars = Bars(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description:<9}"),
@@ -108,41 +115,41 @@ class BarDisplay:
     ) -> None:
         self._bars.stop()
 
-    def start(self, stage: Stage) -> None:
-        self._task = self._bars.add_task(LABELS[stage], total=None, note="starting", time="")
-        self._started = time.monotonic()
+    def start(self, stage: Stage, ago: float = 0.0) -> None:
+        self._task = self._bars.add_task(LABELS[stage], total=None, note="" if ago else "starting", time="")
+        self._started = time.monotonic() - ago
 
     def show(self, progress: Progress) -> None:
         assert self._task is not None
         for message in self._messages.news(progress.messages):
-            self._bars.console.print(f"  [yellow]![/yellow] {message}", highlight=False)
+            self._bars.console.print(f"  [yellow]![/yellow] {escape(message)}", highlight=False)
         eta = progress.eta_seconds
         elapsed = time.monotonic() - self._started
-        if eta is None and progress.step and progress.total:
+        if eta is None and self._estimate and progress.step and progress.total:
             eta = elapsed * (progress.total - progress.step) / progress.step
         self._bars.update(
             self._task,
             total=progress.total or None,
             completed=progress.step,
-            note=describe(progress),
+            note=escape(describe(progress)),
             time=f"{duration(eta)} left" if eta is not None else "",
         )
 
-    def finish(self, stage: Stage, note: str) -> None:
+    def finish(self, stage: Stage, note: str, took: float | None = None) -> None:
         if self._task is None:
             self.start(stage)
         assert self._task is not None
-        elapsed = time.monotonic() - self._started
+        elapsed = time.monotonic() - self._started if took is None else took
         task = next(task for task in self._bars.tasks if task.id == self._task)
         total = task.total or 1
         self._bars.update(
-            self._task, total=total, completed=total, note=note, time=duration(elapsed) if elapsed > 1 else ""
+            self._task, total=total, completed=total, note=escape(note), time=duration(elapsed) if elapsed > 1 else ""
         )
         self._task = None
 
     def fail(self, stage: Stage, note: str) -> None:
         assert self._task is not None
-        self._bars.update(self._task, note=f"[red]{note}", time="")
+        self._bars.update(self._task, note=f"[red]{escape(note)}", time="")
         self._bars.stop_task(self._task)
         self._task = None
 
@@ -168,29 +175,29 @@ class LineDisplay:
     ) -> None:
         pass
 
-    def start(self, stage: Stage) -> None:
-        self._started, self._next, self._activity = time.monotonic(), 0.0, ""
-        self._print(f"{LABELS[stage]}: starting")
+    def start(self, stage: Stage, ago: float = 0.0) -> None:
+        self._started, self._next, self._activity = time.monotonic() - ago, 0.0, ""
+        self._print(f"{LABELS[stage]}: {'under way' if ago else 'starting'}")
 
     def show(self, progress: Progress) -> None:
         label = LABELS[progress.stage]
         for message in self._messages.news(progress.messages):
-            self._print(f"{label}: {message}")
+            self._print(f"{label}: {escape(message)}")
         now = time.monotonic()
         if now < self._next and progress.activity == self._activity:
             return
         self._next, self._activity = now + LINE_SECONDS, progress.activity
         counted = f"{progress.step}/{progress.total} {progress.unit} · " if progress.total else ""
         left = f" · {duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
-        self._print(f"{label}: {counted}{describe(progress)}{left}")
+        self._print(f"{label}: {counted}{escape(describe(progress))}{left}")
 
-    def finish(self, stage: Stage, note: str) -> None:
-        elapsed = time.monotonic() - self._started if self._started else 0.0
-        self._print(f"{LABELS[stage]}: {note}" + (f" ({duration(elapsed)})" if elapsed > 1 else ""))
+    def finish(self, stage: Stage, note: str, took: float | None = None) -> None:
+        elapsed = took if took is not None else time.monotonic() - self._started if self._started else 0.0
+        self._print(f"{LABELS[stage]}: {escape(note)}" + (f" ({duration(elapsed)})" if elapsed > 1 else ""))
         self._started = 0.0
 
     def fail(self, stage: Stage, note: str) -> None:
-        self._print(f"{LABELS[stage]}: {note}")
+        self._print(f"{LABELS[stage]}: {escape(note)}")
 
     def say(self, text: str) -> None:
         self._print(text)

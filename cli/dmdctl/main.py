@@ -1,4 +1,4 @@
-"""`dmdctl`: distils diffusion models into one-step generators, on this machine."""
+"""`dmdctl`: distils diffusion models into one-step generators, on this machine and in a cluster."""
 
 import importlib.util
 import sys
@@ -10,6 +10,7 @@ import typer
 from dmd_api import __version__
 from dmd_api.errors import BadInputError, DMDError
 from dmd_api.exit_codes import ExitCode
+from dmd_api.runtime import Stage
 
 app = typer.Typer(
     help="Turn a diffusion model into a one-step generator with Distribution Matching Distillation.",
@@ -31,6 +32,13 @@ StorageOption = Annotated[
 TrackingOption = Annotated[
     str | None,
     typer.Option(help="MLflow server if the manifest names none. Default: a database in ./dmd-runs.", metavar="URI"),
+]
+RunName = Annotated[str, typer.Argument(help="The DMDDistillation's name.", metavar="NAME")]
+NamespaceOption = Annotated[
+    str | None, typer.Option("--namespace", "-n", help="Its namespace. Default: the context's.", metavar="NAMESPACE")
+]
+ContextOption = Annotated[
+    str | None, typer.Option(help="The kubeconfig's context. Default: the current one.", metavar="CONTEXT")
 ]
 
 
@@ -93,6 +101,44 @@ def plan(
 
 
 @app.command()
+def watch(name: RunName, namespace: NamespaceOption = None, context: ContextOption = None) -> None:
+    """Show a run in a cluster as it goes, until it is over; Ctrl-C leaves the run alone.
+
+    Exit codes: as those of `dmdctl run`; 1 if the run failed for another reason, 6 if the API server does not answer.
+
+    Example: `dmdctl watch distill-sd15 -n research`
+    """
+    _need("watch", ("kubernetes", "aiohttp"), "operator")
+    from dmdctl.watch import watch_run
+
+    raise typer.Exit(watch_run(name, namespace, context))
+
+
+@app.command()
+def logs(
+    name: RunName,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is written from now on, until the run is over.")
+    ] = False,
+    stage: Annotated[Stage | None, typer.Option(help="Which stage's. Default: the latest with logs.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Which attempt's. Default: the latest with logs.", metavar="N")
+    ] = None,
+    tail: Annotated[int | None, typer.Option(min=0, help="Only each worker's last N lines.", metavar="N")] = None,
+    namespace: NamespaceOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Print what all workers of an attempt have written, in the order of time; each line says whose it is.
+
+    Example: `dmdctl logs distill-sd15 --stage distill --tail 20 -f`
+    """
+    _need("logs", ("kubernetes", "aiohttp"), "operator")
+    from dmdctl.logs import Wanted, print_logs
+
+    raise typer.Exit(print_logs(name, Wanted(stage, attempt, tail, follow), namespace, context))
+
+
+@app.command()
 def sample(
     model: Annotated[
         str,
@@ -129,10 +175,15 @@ def sample(
 
 
 def _need_trainer(command: str) -> None:
-    missing = [name for name in ("torch", "diffusers", "mlflow") if importlib.util.find_spec(name) is None]
+    _need(command, ("torch", "diffusers", "mlflow"), "trainer")
+
+
+def _need(command: str, modules: tuple[str, ...], extra: str) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
+        what = {"trainer": "the trainer", "operator": "the Kubernetes client"}[extra]
         raise BadInputError(
-            f"dmdctl {command} needs the trainer ({', '.join(missing)} missing): pip install 'dmd-operator[trainer]'"
+            f"dmdctl {command} needs {what} ({', '.join(missing)} missing): pip install 'dmd-operator[{extra}]'"
         )
 
 

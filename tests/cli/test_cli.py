@@ -30,20 +30,38 @@ def dmdctl(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]
 def test_version_and_help(tmp_path: Path) -> None:
     assert dmdctl("--version", folder=tmp_path).stdout.strip() == f"dmdctl {__version__}"
     top = dmdctl("--help", folder=tmp_path).stdout
-    assert all(command in top for command in ("run", "plan", "sample", "--install-completion"))
-    for command in ("run", "plan", "sample"):
+    assert all(command in top for command in ("run", "plan", "watch", "logs", "sample", "--install-completion"))
+    for command in ("run", "plan", "watch", "logs", "sample"):
         text = dmdctl(command, "--help", folder=tmp_path).stdout
         assert "Example" in text
 
 
-def test_help_starts_without_the_trainers_libraries(tmp_path: Path) -> None:
+def test_help_starts_without_the_extras_libraries(tmp_path: Path) -> None:
     script = (
         "import sys; sys.argv = ['dmdctl', '--version']\n"
         "from dmdctl.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "assert not {'torch', 'diffusers', 'mlflow', 'boto3', 'sklearn'} & sys.modules.keys()"
+        "assert not {'torch', 'diffusers', 'mlflow', 'boto3', 'sklearn', 'kubernetes', 'aiohttp'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [(("watch", "x"), "operator"), (("logs", "x"), "operator"), (("sample", "x", "--out", "x.png"), "trainer")],
+)
+def test_an_extra_that_is_missing_is_named(arguments: tuple[str, ...], extra: str) -> None:
+    script = (
+        "import importlib.util, sys\n"
+        "importlib.util.find_spec = lambda name: None\n"
+        f"sys.argv = ['dmdctl', *{arguments!r}]\n"
+        "from dmdctl.main import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert f"pip install 'dmd-operator[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,183 @@
+"""The cluster that a kubeconfig names, and in words whatever can be wrong with the way there.
+
+The client is an optional dependency: only `dmdctl watch` and `dmdctl logs` import this file.
+"""
+
+import difflib
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from kubernetes.aio.client import ApiClient, ApiException, Configuration, CustomObjectsApi
+from kubernetes.aio.config import (
+    KUBE_CONFIG_DEFAULT_LOCATION,
+    ConfigException,
+    list_kube_config_contexts,
+    load_incluster_config,
+    load_kube_config,
+)
+
+from dmd_api.crd import GROUP, PLURAL, VERSION
+from dmd_api.errors import BadInputError, DMDError, InfrastructureError
+
+UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
+"""What the client raises where no answer came, or only a part of one."""
+CONNECTIONS = 0
+"""No limit: each worker's log is a stream of its own, and merging them waits for all."""
+REQUEST_SECONDS = 20.0
+_BROKEN = (ConfigException, yaml.YAMLError, OSError, TypeError, KeyError, AttributeError, ValueError)
+"""What the client raises for kubeconfigs that are none."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An API server and the namespace that is spoken of.
+
+    Attributes:
+        api: the client.
+        namespace: the command's, else the context's, else `default`.
+        context: the command's, None for the kubeconfig's own.
+    """
+
+    api: ApiClient
+    namespace: str
+    context: str | None = None
+
+    async def sign_in_again(self) -> None:
+        """Reads the kubeconfig anew: tokens that a program hands out last for minutes.
+
+        Raises:
+            BadInputError: it cannot be used any more.
+        """
+        await _load(self.api.configuration, self.context)
+
+    def in_words(self, error: Exception) -> DMDError:
+        """What to tell the user of `error`, an `ApiException` or one of `UNREACHABLE`."""
+        host = self.api.configuration.host
+        if not isinstance(error, ApiException):
+            if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError):
+                return BadInputError(
+                    f"{host}: its certificate is not trusted; check certificate-authority in kubeconfig"
+                )
+            said = str(error) or type(error).__name__
+            return InfrastructureError(
+                f"{host}: the API server does not answer ({said}); check --context and the network"
+            )
+        match error.status:
+            case HTTPStatus.UNAUTHORIZED:
+                return BadInputError(f"{host}: the API server does not know you; sign in again, or check --context")
+            case HTTPStatus.FORBIDDEN:
+                return BadInputError(f"{message_of(error)}; ask for a role that may do this, or check -n and --context")
+            case HTTPStatus.NOT_FOUND:
+                return BadInputError(
+                    f"{host}: knows no {PLURAL}.{GROUP}: install the operator with its CRD first, or check --context"
+                )
+        return InfrastructureError(f"{host}: {message_of(error)}; try again")
+
+
+@asynccontextmanager
+async def connect(context: str | None, namespace: str | None) -> AsyncIterator[Cluster]:
+    """The cluster of a kubeconfig's context, or the one that this pod is in.
+
+    Args:
+        context: a context's name; None: the current one.
+        namespace: None: the context's.
+
+    Raises:
+        BadInputError: there is no kubeconfig, or it cannot be used.
+    """
+    configuration = Configuration()
+    own = await _load(configuration, context)
+    configuration.connection_pool_maxsize = CONNECTIONS
+    try:
+        api = ApiClient(configuration)
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"the kubeconfig's certificates cannot be used ({error}); sign in again") from error
+    async with api:
+        yield Cluster(api, namespace or own or "default", context)
+
+
+async def find(cluster: Cluster, name: str) -> dict[str, Any]:
+    """The resource as it is now.
+
+    Raises:
+        BadInputError: there is none, or it may not be read.
+        InfrastructureError: nobody answers.
+    """
+    lister = CustomObjectsApi(cluster.api).list_namespaced_custom_object
+    where = (GROUP, VERSION, cluster.namespace, PLURAL)
+    try:
+        found: Any = await lister(*where, field_selector=f"metadata.name={name}", _request_timeout=REQUEST_SECONDS)
+        if found["items"]:
+            return dict(found["items"][0])
+        others: Any = await lister(*where, _request_timeout=REQUEST_SECONDS)
+    except (ApiException, *UNREACHABLE) as error:
+        raise cluster.in_words(error) from error
+    raise not_found(name, cluster.namespace, [other["metadata"]["name"] for other in others["items"]])
+
+
+def not_found(name: str, namespace: str, names: Iterable[str]) -> BadInputError:
+    """The error for a name that is not there, among those that are."""
+    there = sorted(names)
+    if close := difflib.get_close_matches(name, there, n=3, cutoff=0.5):
+        hint = f"did you mean {' or '.join(close)}?"
+    elif there:
+        hint = f"there {'is' if len(there) == 1 else 'are'} {', '.join(there[:10])}{', ...' if len(there) > 10 else ''}"
+    else:
+        hint = "it has none at all; check -n and --context"
+    return BadInputError(f"{name}: no such DMDDistillation in the namespace {namespace}; {hint}")
+
+
+def message_of(error: ApiException) -> str:
+    """What the API server says, without the HTTP around it."""
+    body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body
+    try:
+        return str(json.loads(body or "")["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.status} {error.reason}".strip()
+
+
+async def _load(configuration: Configuration, context: str | None) -> str | None:
+    """Fills `configuration`; the namespace that belongs to it, where one does."""
+    files = [path for path in KUBE_CONFIG_DEFAULT_LOCATION.split(os.pathsep) if path]
+    if not any(Path(path).expanduser().exists() for path in files):
+        if context is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            return _load_own_pod(configuration)
+        raise BadInputError(f"no kubeconfig: {', '.join(files)} is not there; set KUBECONFIG to one")
+    try:
+        loader = await load_kube_config(  # type: ignore[no-untyped-call]
+            context=context, client_configuration=configuration, persist_config=False
+        )
+        namespace = (loader.current_context.get("context") or {}).get("namespace")
+    except _BROKEN as error:
+        if context is not None and context not in (names := _contexts()):
+            there = f"there is {', '.join(names)}" if names else "it has none"
+            raise BadInputError(f"--context {context}: no such context in {', '.join(files)}; {there}") from error
+        said = " ".join(str(error).split())
+        raise BadInputError(f"{', '.join(files)}: cannot be used as a kubeconfig ({said}); check it") from error
+    return str(namespace) if namespace else None
+
+
+def _load_own_pod(configuration: Configuration) -> str | None:
+    try:
+        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except ConfigException as error:
+        raise BadInputError(f"this pod has no usable service account ({error}); set KUBECONFIG") from error
+    namespace = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    return namespace.read_text().strip() if namespace.exists() else None
+
+
+def _contexts() -> list[str]:
+    try:
+        contexts, _ = list_kube_config_contexts()  # type: ignore[no-untyped-call]
+        return sorted(str(context["name"]) for context in contexts)
+    except _BROKEN:
+        return []
