@@ -29,8 +29,9 @@ setup: $(VENV)/.stamp ## Make the virtual environment with pinned dependencies
 demo: setup ## Distil the digits teacher into a one-step generator on this machine
 	$(BIN)/dmdctl run examples/distill-digits.yaml
 
-test: setup ## Run all tests
-	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
+test: setup ## Run all tests: those that need no cluster beside each other, the others one by one
+	$(BIN)/pytest -n 3 --dist worksteal -m "not cluster" $(ARGS)
+	$(BIN)/pytest -m cluster $(ARGS)
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -8,7 +8,18 @@ import pytest
 import torch
 import yaml
 
+from tests.cluster.fixtures import api, cluster
+
+__all__ = ["api", "cluster"]
+
 TINY_CHANNELS = (8, 16)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what asks for a cluster: `make test` runs it apart, one after the other, with one cluster for all."""
+    for item in items:
+        if isinstance(item, pytest.Function) and {"api", "cluster"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.cluster)
 
 
 @pytest.fixture(autouse=True)

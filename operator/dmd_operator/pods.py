@@ -45,7 +45,7 @@ class Owner:
 
 
 def attempt_objects(manifest: DMDDistillation, stage: Stage, attempt: int, owner: Owner) -> list[dict[str, Any]]:
-    """What is created for an attempt, in this order.
+    """What is created for an attempt.
 
     Args:
         manifest: its defaults resolved.

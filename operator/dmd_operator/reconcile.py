@@ -22,7 +22,7 @@ from dmd_operator.observe import with_pods
 from dmd_operator.observed import ObservedJob, ObservedPod
 from dmd_operator.pods import Owner, attempt_objects
 from dmd_operator.queue import Gone
-from dmd_operator.run import Decision, Run
+from dmd_operator.run import Decision, Event, Run
 from dmd_operator.seen import Key, Seen
 from dmd_operator.settings import OperatorSettings
 
@@ -128,18 +128,20 @@ class Reconciler:
         if decision.create is not None and run is not None:
             owner = Owner(key.namespace, resource["metadata"]["uid"])
             try:
-                for child in attempt_objects(run.manifest, *decision.create, owner):
-                    await self._cluster.create(child)
+                children = attempt_objects(run.manifest, *decision.create, owner)
+                await asyncio.gather(*map(self._cluster.create, children))
             except RefusedError as error:
                 announced = replace(run, status=decision.status)
                 return await self._apply(key, replace(view, resource=resource), run, refused(announced, str(error)))
-        for event in decision.events:
-            log.info("%s/%s: %s: %s", key.namespace, key.name, event.reason, event.message)
-            try:
-                await self._cluster.tell(resource, event)
-            except ApiException as error:
-                log.warning("%s/%s: no event could be written: %s", key.namespace, key.name, message_of(error))
+        await asyncio.gather(*(self._tell(key, resource, event) for event in decision.events))
         return decision.again
+
+    async def _tell(self, key: Key, resource: dict[str, Any], event: Event) -> None:
+        log.info("%s/%s: %s: %s", key.namespace, key.name, event.reason, event.message)
+        try:
+            await self._cluster.tell(resource, event)
+        except ApiException as error:
+            log.warning("%s/%s: no event could be written: %s", key.namespace, key.name, message_of(error))
 
 
 def _progress_address(run: Run) -> str | None:

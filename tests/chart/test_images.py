@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import re
-import shutil
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.chart.helm import only, render
-from tests.cluster import images
+from tests.cluster import binaries, images
 from tests.cluster.processes import ClusterError
 from tests.conftest import MANIFEST
 
@@ -22,10 +22,12 @@ ROOT = Path(__file__).parents[2]
 LARGEST = 150_000_000
 TRAINS = {"torch", "torchvision", "mlflow", "boto3", "diffusers"}
 
-needs_buildah = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("buildah") or not shutil.which("debootstrap"),
-    reason="needs root, buildah and debootstrap",
-)
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="building images needs root on Linux"),
+]
 
 
 class Image:
@@ -56,6 +58,7 @@ class Image:
 
 @pytest.fixture(scope="module")
 def base() -> str:
+    binaries.install_debian_packages()
     return images.base_image()
 
 
@@ -76,16 +79,10 @@ def above_the_base(base: str, operator: Image) -> list[str]:
     return operator.layers[len(below) :]
 
 
-@needs_buildah
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_operators_image_is_small(operator: Image, above_the_base: list[str]) -> None:
     assert 0 < sum(map(operator.size, above_the_base)) < LARGEST
 
 
-@needs_buildah
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_it_holds_the_operator_and_nothing_that_trains(operator: Image, above_the_base: list[str]) -> None:
     names = set().union(*map(operator.names, above_the_base))
     assert "opt/dmd-operator/dmd_operator/__main__.py" in names
@@ -94,9 +91,6 @@ def test_it_holds_the_operator_and_nothing_that_trains(operator: Image, above_th
     assert any(re.fullmatch(r"opt/dmd-operator/dmd_operator/__pycache__/__main__\..*\.pyc", name) for name in names)
 
 
-@needs_buildah
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_it_runs_as_nobody_in_particular_what_the_chart_says(operator: Image) -> None:
     user, _, group = operator.config["User"].partition(":")
     assert int(user) > 0  # a number: only then the kubelet knows that it is not root
@@ -105,9 +99,6 @@ def test_it_runs_as_nobody_in_particular_what_the_chart_says(operator: Image) ->
     assert container["command"] == operator.config["Entrypoint"]
 
 
-@needs_buildah
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_it_keeps_nothing_of_where_it_was_built(operator: Image, above_the_base: list[str]) -> None:
     kept = json.dumps([operator.config, operator.history])
     assert "pip.conf" not in kept
@@ -116,31 +107,28 @@ def test_it_keeps_nothing_of_where_it_was_built(operator: Image, above_the_base:
     assert not {name for name in names if name.startswith(("src/", "root/", "etc/pip"))}
 
 
-@needs_buildah
 @pytest.mark.skipif("DMD_TEST_IMAGES" not in os.environ, reason="gigabytes: `make test-images` builds it")
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_the_trainers_image_distils(base: str, tmp_path: Path) -> None:
     name = "docker.io/local/dmd-trainer:test"
-    images.build_image(ROOT / "images" / "trainer" / "Dockerfile", ROOT, name, {"BASE": base})
+    images.build(ROOT / "images" / "trainer" / "Dockerfile", ROOT, name, {"BASE": base})
     manifest = copy.deepcopy(MANIFEST)
     manifest["spec"]["teacher"] = {"uri": "builtin://digits-teacher"}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(manifest))
-    container = images._buildah("from", name).strip()
+    container = images.buildah("from", name).strip()
     try:
         # As in a pod: a user without a name, who can write nothing but a folder for what is temporary.
-        images._buildah("copy", "--chown=1000:1000", container, str(tmp_path), "/scratch")
+        images.buildah("copy", "--chown=1000:1000", container, str(tmp_path), "/scratch")
         # A pod can resolve its own name.
         options = ("--isolation=chroot", "--hostname=localhost", "--user=1000:1000", "--workingdir=/scratch")
         inside = ("run", *options, container, "--")
-        cuda = images._buildah(*inside, "python", "-c", "import torch; print(torch.version.cuda)")
+        cuda = images.buildah(*inside, "python", "-c", "import torch; print(torch.version.cuda)")
         assert cuda.strip() != "None"
-        said = images._buildah(*inside, "dmdctl", "run", "tiny.yaml")
+        said = images.buildah(*inside, "dmdctl", "run", "tiny.yaml")
         assert "one-step" in said
         with pytest.raises(ClusterError):
-            images._buildah(*inside, "touch", "/opt/dmd-trainer/new")
+            images.buildah(*inside, "touch", "/opt/dmd-trainer/new")
     finally:
-        images._buildah("rm", container)
+        images.buildah("rm", container)
 
 
 @pytest.mark.parametrize("name", ["operator", "trainer"])

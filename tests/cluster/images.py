@@ -60,7 +60,7 @@ def build(
         options += [word for name, value in (build_args or {}).items() for word in ("--build-arg", f"{name}={value}")]
         options += ["--target", target] if target else []
         earlier = _known(tag)
-        _buildah("bud", *options, "--tag", tag, "--file", str(dockerfile), str(context))
+        buildah("bud", *options, "--tag", tag, "--file", str(dockerfile), str(context))
         _forget_layers(() if _known(tag) == earlier else (earlier,))
 
 
@@ -92,7 +92,7 @@ def pause_archive() -> Path:
             dockerfile = Path(folder) / "Dockerfile"
             dockerfile.write_text('FROM scratch\nCOPY pause /pause\nENTRYPOINT ["/pause"]\n')
             shutil.copy(program, folder)
-            _buildah("bud", "--tag", PAUSE_IMAGE, "--file", str(dockerfile), folder)
+            buildah("bud", "--tag", PAUSE_IMAGE, "--file", str(dockerfile), folder)
             _push(PAUSE_IMAGE, archive)
     return archive
 
@@ -116,7 +116,7 @@ def _debootstrap(folder: Path, name: str) -> None:
         package.unlink()
     dockerfile = folder / "Dockerfile"
     dockerfile.write_text('FROM scratch\nCOPY root /\nENV LANG=C.UTF-8\nCMD ["/bin/sh"]\n')
-    _buildah("bud", "--tag", name, "--file", str(dockerfile), str(folder))
+    buildah("bud", "--tag", name, "--file", str(dockerfile), str(folder))
 
 
 def _lock() -> FileLock:
@@ -124,7 +124,8 @@ def _lock() -> FileLock:
     return FileLock(_STORE / "lock")
 
 
-def _buildah(*arguments: str) -> str:
+def buildah(*arguments: str) -> str:
+    """What buildah says, working in the cache's own store."""
     # In a mount namespace of its own: its storage leaves mounts behind otherwise.
     storage = [f"--root={_STORE / 'store'}", f"--runroot={_STORE / 'run'}", "--storage-driver=overlay"]
     command = ["unshare", "--mount", "--propagation=private", "--", "buildah", *storage, *arguments]
@@ -133,18 +134,18 @@ def _buildah(*arguments: str) -> str:
 
 def _known(name: str) -> str:
     """The id of an image in the store, or nothing."""
-    known = json.loads(_buildah("images", "--json") or "null") or []
+    known = json.loads(buildah("images", "--json") or "null") or []
     return next((image["id"] for image in known if name in (image["names"] or ())), "")
 
 
 def _forget_layers(images: Iterable[str]) -> None:
     """Removes `images` and cached layers of more than a day ago, as far as no other image needs them."""
-    listed = json.loads(_buildah("images", "--all", "--json") or "null") or []
+    listed = json.loads(buildah("images", "--all", "--json") or "null") or []
     yesterday = time.time() - _KEPT_SECONDS
     old = [image["id"] for image in listed if not image["names"] and image["created"] < yesterday]
     for image in filter(None, (*images, *old)):
         with contextlib.suppress(ClusterError):  # it is another's parent, or gone with another's
-            _buildah("rmi", image)
+            buildah("rmi", image)
 
 
 def _archive(name: str) -> Path:
@@ -161,7 +162,7 @@ def _archive(name: str) -> Path:
 def _push(name: str, archive: Path) -> None:
     partial = archive.with_suffix(".partial")
     partial.unlink(missing_ok=True)
-    _buildah("push", "--quiet", name, f"docker-archive:{partial}:{name}")
+    buildah("push", "--quiet", name, f"docker-archive:{partial}:{name}")
     partial.rename(archive)
 
 

@@ -22,7 +22,7 @@ from tests.cluster.fixtures import GivenCluster
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.processes import ClusterError, call, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 NAMESPACE = "web"
 

@@ -2,95 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-from dmd_operator.pods import ATTEMPT, STAGE
-from tests.e2e.stack import SYSTEM, TEAM, Stack, away, on_this_machine
+from tests.e2e.runs import UPDATES, apply, in_the_middle, story, wait_until_complete, workers
+from tests.e2e.stack import SYSTEM, TEAM, Stack, away
 from tests.operator import live
 from tests.operator.live import eventually, is_true, status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-
-UPDATES = 300
-SMALL: dict[str, Any] = {
-    "apiVersion": "dmd-operator.io/v1alpha1",
-    "kind": "DMDDistillation",
-    "spec": {
-        "teacher": {"uri": "builtin://digits-teacher"},
-        "data": {"classLabels": {"count": 10}},
-        "method": {"regression": {"pairs": 64, "solver": "Heun", "solverSteps": 3, "loss": "L2"}},
-        "training": {
-            "generatorUpdates": UPDATES,
-            "batchSize": 8,
-            "learningRate": 1e-4,
-            "checkpointEvery": 20,
-            "sampleEvery": 200,
-        },
-        "evaluation": {
-            "samples": 100,
-            "every": 200,
-            "batchSize": 50,
-            "reference": {"uri": "builtin://digits"},
-            "features": {"uri": "builtin://digits-classifier"},
-        },
-        "workers": {"nodes": 2},
-        "tracking": {"experiment": "disturbed"},
-    },
-}
-
-
-def apply(stack: Stack, name: str, **spec: Any) -> None:
-    manifest = on_this_machine({**SMALL, "metadata": {"name": name, "namespace": TEAM}})
-    manifest["spec"] |= spec
-    stack.kubectl.apply(manifest)
-
-
-def wait_until_complete(stack: Stack, name: str, seconds: int = 300) -> dict[str, Any]:
-    def over() -> dict[str, Any] | None:
-        found = status(stack.kubectl, name, TEAM)
-        return found if found.get("phase") in {"Complete", "Failed"} else None
-
-    found = eventually(over, f"{name} is over: {_story(stack, name)}", seconds)
-    assert found["phase"] == "Complete", _story(stack, name)
-    return found
-
-
-def _story(stack: Stack, name: str) -> str:
-    told = "\n".join(f"{reason}: {note}" for reason, note in live.events(stack.kubectl, name, TEAM))
-    return f"{told}\n{live.describe(status(stack.kubectl, name, TEAM))}"
-
-
-def in_the_middle(stack: Stack, name: str) -> dict[str, Any]:
-    """The status of a run that has trained some steps since its first checkpoint, and has many before it."""
-
-    def trains() -> dict[str, Any] | None:
-        found = status(stack.kubectl, name, TEAM)
-        assert found.get("phase") not in {"Complete", "Failed"}, _story(stack, name)
-        middle = found.get("phase") == "Distilling" and found.get("checkpointStep") and found.get("step")
-        return found if middle else None
-
-    found = eventually(trains, f"{name} trains", 240)
-    assert found["step"] < UPDATES, "it was too fast to be disturbed"
-    return found
-
-
-def workers(stack: Stack, name: str, attempt: int = 1) -> dict[int, dict[str, Any]]:
-    """The pods of an attempt at distilling, by their index."""
-    labels = f"dmd-operator.io/distillation={name},{STAGE}=distill,{ATTEMPT}={attempt}"
-    pods = stack.kubectl.get("pods", "-n", TEAM, "-l", labels)["items"]
-    return {int(p["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]): p for p in pods}
-
-
-@pytest.fixture(scope="session")
-def undisturbed(stack: Stack) -> str:
-    """The hash of the weights that every run of this manifest ends with."""
-    apply(stack, "undisturbed")
-    wait_until_complete(stack, "undisturbed")
-    assert status(stack.kubectl, "undisturbed", TEAM)["failures"] == 0
-    weights: str = stack.report("undisturbed")["generatorSha256"]
-    return weights
 
 
 def kill(index: int) -> Callable[[Stack, str], None]:
@@ -152,10 +72,10 @@ def test_it_completes_with_the_same_weights(
     disturb(stack, name)
     found = wait_until_complete(stack, name)
     assert stack.report(name)["generatorSha256"] == undisturbed
-    assert found["failures"] == 0, _story(stack, name)
+    assert found["failures"] == 0, story(stack, name)
     created = [note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "AttemptCreated"]
-    assert f"distill: attempt {attempts}" in created, _story(stack, name)
-    assert f"distill: attempt {attempts + 1}" not in created, _story(stack, name)
+    assert f"distill: attempt {attempts}" in created, story(stack, name)
+    assert f"distill: attempt {attempts + 1}" not in created, story(stack, name)
     if attempts > 1 and name != "suspended":
         told = next(note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "Disrupted")
         assert "going on from step" in told
@@ -182,7 +102,7 @@ def test_a_lost_node_is_left(stack: Stack, undisturbed: str, a_lost_node: Callab
     a_lost_node()
     found = wait_until_complete(stack, name, 420)
     assert stack.report(name)["generatorSha256"] == undisturbed
-    assert found["failures"] == 0, _story(stack, name)
+    assert found["failures"] == 0, story(stack, name)
     told = next(note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "Disrupted")
     assert "node unreachable" in told
     assert "going on from step" in told

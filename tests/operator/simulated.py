@@ -32,6 +32,7 @@ class Pods:
     Attributes:
         api: the client.
         ends: how they end.
+        lives: for how many seconds they run before that.
         first_seen: when a Job's first pod appeared, by (namespace, distillation, stage, attempt), `time.monotonic`.
         jobs_seen: when a Job appeared, likewise.
         jobs_complete: when it had its condition Complete, likewise.
@@ -40,6 +41,7 @@ class Pods:
 
     api: client.ApiClient
     ends: Ends = succeed
+    lives: Callable[[dict[str, Any]], float] = lambda _: 0.0
     first_seen: dict[tuple[str, str, str, int], float] = field(default_factory=dict)
     jobs_seen: dict[tuple[str, str, str, int], float] = field(default_factory=dict)
     jobs_complete: dict[tuple[str, str, str, int], float] = field(default_factory=dict)
@@ -87,6 +89,7 @@ class Pods:
         if end is None:
             return
         code, result = end
+        await asyncio.sleep(self.lives(pod))
         terminated = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "finishedAt": _now()}
         terminated |= {"startedAt": _now(), "message": result.to_termination_message()}
         await self._write(pod, "Succeeded" if code == 0 else "Failed", {"terminated": terminated})
