@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("trainer", "sampling", "checkpoints", "quality")
+NAMES = ("trainer", "sampling", "checkpoints", "quality", "operator")
 RESULTS = Path(__file__).with_name("results.json")
 
 

@@ -1,0 +1,148 @@
+"""Many distillations at once, through all stages: a real API server and Job controller, pods that are only played.
+
+How fast the operator is depends on how busy it is kept: `DISTILLATIONS` are created at once, and again one after the
+other. How many there are can be chosen: DISTILLATIONS=1000 python -m benchmarks operator.
+"""
+
+import asyncio
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tests.cluster.control_plane import ControlPlane
+from tests.operator import live
+from tests.operator.process import Operator, operator
+from tests.operator.simulated import Pods, simulated_pods
+
+from dmd_api.runtime import Stage
+
+DISTILLATIONS = int(os.environ.get("DISTILLATIONS", "200"))
+ALONE = int(os.environ.get("ALONE", "20"))
+NAMESPACE = "many"
+LIVES = (1.0, 20.0)
+"""Seconds that a played pod runs: real ones never all end at once."""
+MEMORY_LIMIT_MB = 250
+LATENCY_LIMIT = 1.0
+QUIET_SECONDS = 60
+QUIET_LIMIT = 2.0
+
+
+def run() -> dict[str, Any]:
+    """Latencies at their 95th percentiles, the operator's memory, and what it asks when nothing happens."""
+    with tempfile.TemporaryDirectory() as folder:
+        control_plane = ControlPlane(Path(folder) / "control-plane")
+        try:
+            control_plane.start()
+            live.install_crd(control_plane.kubectl)
+            live.make_namespace(control_plane.kubectl, NAMESPACE)
+            with operator(control_plane.kubeconfig, Path(folder)) as process:
+                return asyncio.run(_run(control_plane, process))
+        finally:
+            control_plane.stop()
+
+
+async def _run(control_plane: ControlPlane, process: Operator) -> dict[str, Any]:
+    async with simulated_pods(str(control_plane.kubeconfig)) as pods:
+        lives = random.Random(0)
+        pods.lives = lambda _: lives.uniform(*LIVES)
+        names = [f"alone-{i}" for i in range(ALONE)]
+        first_pods = [await _one(control_plane, pods, name) for name in names]
+        await _until(lambda: len(_complete(pods, names)) == len(names), 300)
+        alone = list(_following(pods, names))
+        peak = _Peak(process)
+        watching = asyncio.create_task(peak.watch())
+        names = [f"run-{i}" for i in range(DISTILLATIONS)]
+        started = time.monotonic()
+        await asyncio.to_thread(_apply, control_plane, names)
+        await _until(lambda: len(_complete(pods, names)) == len(names), 1800)
+        seconds = time.monotonic() - started
+        await _until(lambda: process.metric("dmd_operator_distillations", phase="Complete") >= len(names) + ALONE, 300)
+        watching.cancel()
+    before = process.metric("dmd_operator_api_requests_total")
+    await asyncio.sleep(QUIET_SECONDS)
+    quiet = (process.metric("dmd_operator_api_requests_total") - before) * 60 / QUIET_SECONDS / (len(names) + ALONE)
+    twice = {key: count for key, count in pods.counts.items() if count > 1}
+    following = list(_following(pods, names))
+    decisions = _p95_of_histogram(process)
+    result = {
+        "distillations": DISTILLATIONS,
+        "seconds": round(seconds, 1),
+        "applyToFirstPodSeconds": _figures(first_pods),
+        "jobToNextJobSeconds": _figures(alone),
+        "jobToNextJobSecondsAmongMany": _figures(following),
+        "decisionSeconds": {"p95AtMost": decisions, "limit": LATENCY_LIMIT},
+        "memoryMegabytes": {"peak": round(peak.megabytes), "limit": MEMORY_LIMIT_MB},
+        "quietRequestsPerMinute": {"each": round(quiet, 2), "limit": QUIET_LIMIT},
+        "createdTwice": len(twice),
+        "errors": process.metric("dmd_operator_errors_total"),
+    }
+    print(json.dumps(result, indent=1))
+    return result
+
+
+async def _one(control_plane: ControlPlane, pods: Pods, name: str) -> float:
+    """Seconds from the end of `kubectl apply` for one distillation to its first pod."""
+    await asyncio.to_thread(control_plane.kubectl.apply, live.manifest(name, NAMESPACE))
+    applied = time.monotonic()
+    key = (NAMESPACE, name, str(Stage.PREFLIGHT), 1)
+    await _until(lambda: key in pods.first_seen, 60)
+    return max(pods.first_seen[key] - applied, 0.0)
+
+
+def _apply(control_plane: ControlPlane, names: list[str]) -> None:
+    for begin in range(0, len(names), 50):
+        control_plane.kubectl.apply(*(live.manifest(name, NAMESPACE) for name in names[begin : begin + 50]))
+
+
+def _complete(pods: Pods, names: list[str]) -> set[str]:
+    done = {name for _, name, stage, _ in pods.jobs_complete if stage == Stage.EVALUATE}
+    return done & set(names)
+
+
+def _following(pods: Pods, names: list[str]) -> Iterable[float]:
+    """Seconds from each Job's completion, as a watch sees it, to the creation of the next stage's Job."""
+    wanted, stages = set(names), [str(stage) for stage in Stage]
+    for (namespace, name, stage, _), complete in pods.jobs_complete.items():
+        if name in wanted and stage != stages[-1]:
+            following = (namespace, name, stages[stages.index(stage) + 1], 1)
+            yield max(pods.jobs_seen[following] - complete, 0.0)
+
+
+class _Peak:
+    """The most memory that a process held."""
+
+    def __init__(self, process: Operator) -> None:
+        self._process, self.megabytes = psutil.Process(process.process.pid), 0.0
+
+    async def watch(self) -> None:
+        while True:
+            self.megabytes = max(self.megabytes, self._process.memory_info().rss / 1e6)
+            await asyncio.sleep(0.2)
+
+
+def _figures(values: list[float]) -> dict[str, float]:
+    p95, median = statistics.quantiles(values, n=20)[-1], statistics.median(values)
+    return {"p95": round(p95, 3), "median": round(median, 3), "limit": LATENCY_LIMIT}
+
+
+def _p95_of_histogram(process: Operator) -> float:
+    """The bound of the bucket that the 95th percentile is in."""
+    total = process.metric("dmd_operator_decision_seconds_count")
+    for bound in ("0.02", "0.05", "0.1", "0.2", "0.5", "1.0", "2.0", "5.0", "10.0"):
+        if process.metric("dmd_operator_decision_seconds_bucket", le=bound) >= 0.95 * total:
+            return float(bound)
+    return float("inf")
+
+
+async def _until(condition: Any, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "the benchmark's deadline"
+        await asyncio.sleep(0.02)
