@@ -60,7 +60,7 @@ def release(server: ControlPlane) -> Iterator[ControlPlane]:
 def install(server: ControlPlane, **values: Any) -> None:
     """Other tests share the API server and may have applied the CRD: Helm takes it over."""
     helm(
-        "install", RELEASE, CHART, "--namespace", NAMESPACE, "--take-ownership", "--values", "-",
+        "install", RELEASE, CHART, "--namespace", NAMESPACE, "--take-ownership", "--force-conflicts", "--values", "-",
         kubeconfig=server.kubeconfig, text=yaml.safe_dump(values),
     )  # fmt: skip
 

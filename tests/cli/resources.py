@@ -23,7 +23,7 @@ PATIENCE = 60.0
 
 
 def ensure_crd(api: ControlPlane | GivenCluster) -> None:
-    api.kubectl("apply", "--filename", str(CRD))
+    api.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(CRD))
     api.kubectl("wait", "--for=condition=Established", "crd/dmddistillations.dmd-operator.io")
 
 

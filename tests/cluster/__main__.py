@@ -1,4 +1,4 @@
-"""`python -m tests.cluster up` and `down`: the tests' cluster, for a person."""
+"""`python -m tests.cluster up` and `down`: the tests' cluster, for a person; `build` makes all that it is made of."""
 
 import contextlib
 import os
@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from tests.cluster import cluster, owners
+from tests.cluster import binaries, cluster, images, owners
 from tests.cluster.processes import ClusterError, wait_for
 
 _KEPT = "kept"
@@ -37,6 +40,23 @@ def down() -> None:
         print(f"# {name} is down")
     for name in cluster.sweep():
         print(f"# {name} was left behind, and is removed")
+
+
+def build() -> None:
+    """Builds and installs what is not in the cache: minutes once, and more than a test has."""
+    root = not os.geteuid() and sys.platform.startswith("linux")
+    steps: list[tuple[str, Callable[[], object]]] = []
+    if root:
+        steps.append(("Debian's packages", binaries.install_debian_packages))
+    names = (*binaries.CLUSTER, "kwok") if root else binaries.CONTROL_PLANE
+    steps += [(name, partial(binaries.build, name)) for name in names]
+    if root:
+        steps += [("the image of pause", images.pause_archive), ("the base image", images.base_archive)]
+    for name, step in steps:
+        started = time.monotonic()
+        step()
+        if (seconds := time.monotonic() - started) > 1:
+            print(f"# {name}: {seconds:.0f} s", flush=True)
 
 
 def keep() -> None:
@@ -91,7 +111,7 @@ def _start_keeper() -> str:
 
 
 if __name__ == "__main__":
-    commands = {"up": up, "down": down, "keep": keep}
+    commands = {"up": up, "down": down, "build": build, "keep": keep}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
-        sys.exit("usage: python -m tests.cluster up|down")
+        sys.exit("usage: python -m tests.cluster up|down|build")
     commands[sys.argv[1]]()

@@ -33,6 +33,8 @@ _PROGRAMS = {
     "pause": ("pause", ".", "-s -w"),
 }
 _GO_ENVIRONMENT = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+"""What needs neither root nor Linux."""
 CLUSTER = tuple(name for name in _PROGRAMS if name != "kwok")
 """What a cluster with real nodes is made of."""
 # Debian package: the program that shows whether it is there.

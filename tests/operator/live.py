@@ -38,7 +38,7 @@ def manifest(name: str, namespace: str, **spec: Any) -> dict[str, Any]:
 
 def install_crd(kubectl: Kubectl) -> None:
     """The CRD, served when this returns."""
-    kubectl("apply", "--server-side", "-f", str(CRD))
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
     kubectl("wait", "--for=condition=Established", "crd/dmddistillations.dmd-operator.io", "--timeout=60s")
 
 

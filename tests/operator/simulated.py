@@ -80,6 +80,8 @@ class Pods:
         if kind == "DELETED" or uid in seen or pod["metadata"].get("deletionTimestamp"):
             return
         seen.add(uid)
+        if "nvidia.com/gpu" in str(pod["spec"]["containers"][0].get("resources")):
+            return  # nobody has one here: what the scheduler says is real
         self.first_seen.setdefault(_key(pod), time.monotonic())
         tasks.create_task(self._live(pod))
 
@@ -96,16 +98,22 @@ class Pods:
 
     async def _write(self, pod: dict[str, Any], phase: str, state: dict[str, Any]) -> None:
         container = {"name": CONTAINER, "state": state, "ready": False, "restartCount": 0, "image": "", "imageID": ""}
-        try:
-            await client.CoreV1Api(self.api).patch_namespaced_pod_status(
-                pod["metadata"]["name"],
-                pod["metadata"]["namespace"],
-                {"status": {"phase": phase, "containerStatuses": [container]}},
-                _content_type="application/merge-patch+json",
-            )
-        except client.ApiException as error:
-            if error.status != 404:  # it was deleted meanwhile
-                raise
+        while True:
+            try:
+                await client.CoreV1Api(self.api).patch_namespaced_pod_status(
+                    pod["metadata"]["name"],
+                    pod["metadata"]["namespace"],
+                    {"status": {"phase": phase, "containerStatuses": [container]}},
+                    _content_type="application/merge-patch+json",
+                )
+            except client.ApiException as error:
+                if error.status == 404:  # it was deleted meanwhile
+                    return
+            except (aiohttp.ClientError, OSError):
+                pass  # an API server that restarts
+            else:
+                return
+            await asyncio.sleep(0.2)
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ def installed(api: ControlPlane, tmp_path: Path) -> Iterator[Path]:
     """The chart's rights on the API server, and a kubeconfig of the operator's service account."""
     for namespace in (SYSTEM, TEAM):
         live.make_namespace(api.kubectl, namespace)
-    options = ("--namespace", SYSTEM, "--take-ownership", "--set", "replicaCount=0")
+    options = ("--namespace", SYSTEM, "--take-ownership", "--force-conflicts", "--set", "replicaCount=0")
     helm("install", RELEASE, CHART, *options, kubeconfig=api.kubeconfig)
     token = api.kubectl("create", "token", RELEASE, "-n", SYSTEM).strip()
     kubeconfig = tmp_path / "operator.kubeconfig"

@@ -5,11 +5,14 @@ import json
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
+import yaml
 
 from dmd_api.runtime import Stage, StageError, StageResult
 from dmd_operator.pods import ATTEMPT, STAGE
@@ -137,10 +140,13 @@ def test_bad_input_in_preflight_heals_by_itself(
     played.ends[namespace] = fails(Stage.PREFLIGHT, "BadInput", message, 2, attempts=1)
     api.kubectl.apply(manifest("run", namespace))
     found = eventually(
-        lambda: condition(s := status(api.kubectl, "run", namespace), "PreflightPassed") and s, "preflight's finding"
+        lambda: (
+            (c := condition(status(api.kubectl, "run", namespace), "PreflightPassed")).get("reason") == "BadInput" and c
+        ),
+        "preflight's finding",
     )
-    assert condition(found, "PreflightPassed")["status"] == "False"
-    assert message in condition(found, "PreflightPassed")["message"]
+    assert found["status"] == "False"
+    assert message in found["message"]
     api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=90s")
 
 
@@ -272,7 +278,7 @@ def test_an_api_server_that_restarts_is_waited_for(
     api.restart_api_server(pause=2)
     go.set()
     api.kubectl("delete", "pods", "--all", "-n", namespace, "--wait=false")
-    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=120s")
+    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=100s")
     assert running.process.poll() is None
 
 
@@ -321,6 +327,61 @@ def _end_pods(api: ControlPlane, namespace: str) -> None:
         patch = json.dumps({"status": {"phase": "Succeeded", "containerStatuses": [container]}})
         name = pod["metadata"]["name"]
         api.kubectl("patch", "pod", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
+
+
+@contextmanager
+def a_node_without_gpus(api: ControlPlane) -> Iterator[None]:
+    """A node that is only in the API; a thread renews its Lease, as its kubelet would."""
+    stop = Event()
+    quantities = {"cpu": "64", "memory": "256Gi", "pods": "110"}
+    ready = {"type": "Ready", "status": "True", "reason": "Played"}
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "plain"}}
+    api.kubectl.apply(node)
+    state = {"capacity": quantities, "allocatable": quantities, "conditions": [ready]}
+    patch = json.dumps({"status": state})
+    api.kubectl("patch", "node", "plain", "--subresource=status", "--type=merge", "-p", patch)
+
+    def renew() -> None:
+        while not stop.wait(2):
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            lease = {"holderIdentity": "plain", "leaseDurationSeconds": 10, "renewTime": now}
+            metadata = {"name": "plain", "namespace": "kube-node-lease"}
+            api.kubectl.apply(
+                {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": lease}
+            )
+
+    with ThreadPoolExecutor(1) as thread:
+        renewing = thread.submit(renew)
+        try:
+            yield
+        finally:
+            stop.set()
+            renewing.result(30)
+            api.kubectl("delete", "node", "plain")
+
+
+def test_pods_that_find_no_gpu_are_told_in_the_schedulers_words(
+    api: ControlPlane, running: Operator, played: Played, namespace: str
+) -> None:
+    """The GPU example as it is: accepted, past a preflight that is played, and waiting for its first GPU."""
+    example = yaml.safe_load((live.CRD.parents[1] / "examples" / "distill-sd15.yaml").read_text())
+    example["metadata"]["namespace"] = namespace
+    example["spec"]["images"] = {"trainer": "trainer:1"}
+    played.ends[namespace] = lambda pod: succeed(pod) if pod["metadata"]["labels"][STAGE] == "preflight" else None
+    with a_node_without_gpus(api):
+        api.kubectl.apply(example)
+        found = eventually(
+            lambda: (
+                (c := condition(status(api.kubectl, "distill-sd15", namespace), "Healthy")).get("reason")
+                == "Unschedulable"
+                and c
+            ),
+            "the scheduler's reason",
+        )
+        assert "Insufficient nvidia.com/gpu" in found["message"]
+        assert "free or add nodes" in found["message"]
+        assert phase(api, namespace, "distill-sd15") == "Preparing"
+        api.kubectl("delete", "dmd", "distill-sd15", "-n", namespace)
 
 
 def test_its_health_and_figures_are_served(api: ControlPlane, running: Operator, namespace: str) -> None:
