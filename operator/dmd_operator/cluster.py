@@ -22,6 +22,7 @@ from dmd_operator.seen import Key
 
 PLURAL = "dmddistillations"
 FIELD_MANAGER = "dmd-operator"
+_PROGRESS_BYTES = 65536
 _EVENT_BYTES = 1024
 """What the API server takes as an event's message."""
 
@@ -102,11 +103,22 @@ class Cluster:
                 raise RefusedError(message_of(error)) from error
             raise
 
-    async def delete_attempt(self, namespace: str, name: str) -> None:
-        """Deletes an attempt's Job and Service; the Job stays until its pods are gone, so that they are seen."""
+    async def delete_attempt(self, namespace: str, name: str, owner: str) -> None:
+        """Deletes an attempt's Job and Service; the Job stays until its pods are gone, so that they are seen.
+
+        Args:
+            namespace: where.
+            name: of both.
+            owner: the uid of the resource that they belong to; others' objects are left alone.
+        """
         for plural, policy in (("jobs", "Foreground"), ("services", "Background")):
             try:
-                await self._objects.delete(plural, namespace, name, {"propagationPolicy": policy})
+                there = await self._objects.get(plural, namespace, name)
+                if owner_uid(there) != owner:
+                    continue
+                preconditions = {"uid": there["metadata"]["uid"]}
+                options = {"propagationPolicy": policy, "preconditions": preconditions}
+                await self._objects.delete(plural, namespace, name, options)
             except ApiException as error:
                 if error.status != HTTPStatus.NOT_FOUND:
                     raise
@@ -143,8 +155,11 @@ class Cluster:
         """What rank 0 serves at `host:port`; None where it does not answer, in time and in our words."""
         timeout = aiohttp.ClientTimeout(total=self._progress_timeout)
         try:
-            async with self._http.get(f"http://{address}/progress", timeout=timeout) as answer:
-                return Progress.model_validate_json(await answer.read()) if answer.ok else None
+            # A pod runs what its owner wants it to: it can neither fill the operator's memory nor send it elsewhere.
+            async with self._http.get(f"http://{address}/progress", timeout=timeout, allow_redirects=False) as answer:
+                if answer.status != HTTPStatus.OK or not 0 < (answer.content_length or 0) <= _PROGRESS_BYTES:
+                    return None
+                return Progress.model_validate_json(await answer.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None
 

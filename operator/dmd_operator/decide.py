@@ -107,10 +107,18 @@ def _look(run: Run) -> Decision:
 def _next_attempt(run: Run) -> Decision:
     stage, number = run.status.stage, run.status.attempt + 1
     status = run.status.model_copy(
-        update={"attempt": number, "phase": _PHASES[stage], "last_progress_time": None, "next_attempt_time": None}
+        update={
+            "attempt": number,
+            "phase": _PHASES[stage],
+            "activity": None,
+            "last_progress_time": None,
+            "next_attempt_time": None,
+        }
     )
-    # The last failed Job stays for its pods' logs until here.
-    old = tuple(job.name for job in run.jobs if job.stage is stage and not job.deleting)
+    # The last failed Job stays, for its pods' logs.
+    old = tuple(
+        job.name for job in run.jobs if job.stage is stage and job.attempt < run.status.attempt and not job.deleting
+    )
     event = Event("AttemptCreated", f"{stage}: attempt {number}")
     return Decision(status, create=(stage, number), delete=old, events=(event,), again=run.settings.progress_every)
 
@@ -138,11 +146,14 @@ def _goes_on(run: Run, job: ObservedJob) -> Decision:
                 generation=run.generation,
             )
     elif job.running:
-        status = _healthy(run, status, "True", "Running", f"{job.stage}: attempt {job.attempt} runs")
-        if status.condition("Stalled") is not None:
-            status = with_condition(
-                status, "Stalled", "False", reason="Progressing", now=run.now, generation=run.generation
-            )
+        since = status.last_progress_time or run.now
+        if not stalls.was_seen(status) and run.now - since >= run.settings.stall_timeout:
+            message = f"{job.stage}: attempt {job.attempt} runs, but its progress is not seen, nor would a stall be"
+            remedy = "does a network policy keep the operator from its pods?"
+            status = _healthy(run, status, "Unknown", "ProgressUnknown", f"{message}; {remedy}")
+        else:
+            status = _healthy(run, status, "True", "Running", f"{job.stage}: attempt {job.attempt} runs")
+        status = _not_stalled(run, status)
     return Decision(status, again=_sooner(run.settings.progress_every, left))
 
 
@@ -236,7 +247,7 @@ def _latched(run: Run, outcome: Outcome) -> Decision:
         "GatesPassed",
         "True" if passed else "False",
         reason="GatesPassed" if passed else "GatesFailed",
-        message=outcome.message or "every gate holds",
+        message=outcome.message or ("every gate holds" if run.manifest.spec.gates else "there are no gates"),
         now=run.now,
         generation=run.generation,
     )
@@ -253,11 +264,14 @@ def _latched(run: Run, outcome: Outcome) -> Decision:
         now=run.now,
         generation=run.generation,
     )
+    fid = result.get("fid")
+    if isinstance(fid, int | float):
+        status = status.model_copy(update={"fid": stalls.short(float(fid))})
     message = "registered" if passed else "registered without its alias: a gate failed"
     status = with_condition(
         status, "Complete", "True", reason="Complete", message=message, now=run.now, generation=run.generation
     )
-    status = _over(run, status, "Complete")
+    status = _over(run, _healthy(run, status, "True", "Complete", ""), "Complete")
     return Decision(
         status,
         events=(event, Event("Complete", message)),
@@ -269,7 +283,7 @@ def _failed(run: Run, status: RunStatus, reason: str, message: str) -> Decision:
     status = with_condition(
         status, "Failed", "True", reason=reason, message=message, now=run.now, generation=run.generation
     )
-    status = _over(run, _healthy(run, status, "False", reason, message), "Failed")
+    status = _over(run, _healthy(run, _not_stalled(run, status), "False", reason, message), "Failed")
     expiry = deadline.until_expiry(run.manifest.spec, status, run.now)
     return Decision(status, delete=_to_delete(run.jobs), events=(Event(reason, message, warning=True),), again=expiry)
 
@@ -310,6 +324,7 @@ def _suspended(run: Run) -> Decision:
         now=run.now,
         generation=run.generation,
     )
+    status = _healthy(run, _not_stalled(run, status), "Unknown", "Suspended", "nothing runs until it is resumed")
     status = status.model_copy(update={"phase": "Suspended", "last_progress_time": None})
     going = [job for job in run.jobs if not job.over]
     return Decision(
@@ -369,6 +384,12 @@ def _healthy(
     return with_condition(
         status, "Healthy", value, reason=reason, message=message, now=run.now, generation=run.generation
     )
+
+
+def _not_stalled(run: Run, status: RunStatus) -> RunStatus:
+    if not status.is_true("Stalled"):
+        return status
+    return with_condition(status, "Stalled", "False", reason="AttemptEnded", now=run.now, generation=run.generation)
 
 
 def _from(status: RunStatus) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dmd_api.runtime import Stage, StageResult
-from dmd_operator.observed import ObservedJob, ObservedPod
+from dmd_operator.observed import DELETED, ObservedJob, ObservedPod
 from dmd_operator.pods import ATTEMPT, CONTAINER, STAGE
 
 JOB_NAME = "batch.kubernetes.io/job-name"
@@ -38,6 +38,8 @@ def observe_job(job: Mapping[str, Any]) -> ObservedJob:
         failed=f"{failed.get('reason', '')}: {failed.get('message', '')}" if failed is not None else None,
         deleting=metadata.get("deletionTimestamp") is not None,
         suspended=bool(job.get("spec", {}).get("suspend")),
+        failing=_condition(status, "FailureTarget") is not None,
+        completions=job.get("spec", {}).get("completions", 0),
     )
 
 
@@ -91,7 +93,7 @@ def _lost(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str | None:
         return f"{status['reason']}: {status.get('message', '')}"
     # One that was deleted while it worked; what had ended before is not lost.
     deleted = metadata.get("deletionTimestamp") is not None
-    return "deleted" if deleted and status.get("phase") not in {"Succeeded", "Failed"} else None
+    return DELETED if deleted and status.get("phase") not in {"Succeeded", "Failed"} else None
 
 
 def _waiting(status: Mapping[str, Any], container: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,9 @@ from datetime import datetime
 
 from dmd_api.runtime import Stage, StageResult
 
+DELETED = "deleted"
+"""Why a pod is lost that somebody deleted: a person, or the controller of a Job that fails."""
+
 
 @dataclass(frozen=True)
 class ObservedPod:
@@ -56,6 +59,8 @@ class ObservedJob:
         failed: the message of its condition Failed, None without one.
         deleting: it has a deletion timestamp.
         suspended: its `suspend` is set, as queueing systems do until there is room for it.
+        failing: its controller has decided that it fails, and ends the pods that are left.
+        completions: how many pods it wants.
     """
 
     name: str
@@ -66,6 +71,8 @@ class ObservedJob:
     failed: str | None = None
     deleting: bool = False
     suspended: bool = False
+    failing: bool = False
+    completions: int = 0
     pods: tuple[ObservedPod, ...] = ()
 
     @property
@@ -76,16 +83,20 @@ class ObservedJob:
 
     @property
     def ends_itself(self) -> bool:
-        """Its controller has seen a pod fail and ends the others: it need not be deleted, and keeps its pods' logs.
+        """Its controller ends the pods that are left: it need not be deleted, and keeps its pods' logs.
 
-        Not so with a lost pod, which may never be seen to end, and not once nothing is left to end.
+        Not so with a pod on a lost node, which may never be seen to end. Preparing's pods work alone, and one that
+        failed ends nothing.
         """
         if self.deleting:
             return True
-        failed = any(pod.phase == "Failed" for pod in self.pods)
-        return failed and not any(pod.lost for pod in self.pods) and not all(pod.over for pod in self.pods)
+        failing = self.failing or (self.stage is not Stage.PREPARE and any(pod.phase == "Failed" for pod in self.pods))
+        return failing and not any(pod.past_grace or pod.lost not in {None, DELETED} for pod in self.pods)
 
     @property
     def running(self) -> bool:
-        """All pods it is known to have run."""
-        return bool(self.pods) and all(pod.phase == "Running" for pod in self.pods)
+        """All its pods are there, and run or have done their work."""
+        at_work = [pod for pod in self.pods if pod.phase in {"Running", "Succeeded"}]
+        complete = len({pod.index for pod in at_work}) >= max(self.completions, 1)
+        waiting = any(pod.phase == "Pending" for pod in self.pods)
+        return complete and not waiting and any(pod.phase == "Running" for pod in self.pods)

@@ -45,7 +45,7 @@ class Owner:
 
 
 def attempt_objects(manifest: DMDDistillation, stage: Stage, attempt: int, owner: Owner) -> list[dict[str, Any]]:
-    """What is created for an attempt.
+    """What is created for an attempt, in this order: a Job that is refused leaves no Service behind.
 
     Args:
         manifest: its defaults resolved.
@@ -129,7 +129,7 @@ def attempt_objects(manifest: DMDDistillation, stage: Stage, attempt: int, owner
             "ports": [{"name": port, "port": number} for port, number in role.port_map.items()],
         },
     }
-    return [service, job]
+    return [job, service]
 
 
 def nodes(manifest: DMDDistillation, stage: Stage) -> int:

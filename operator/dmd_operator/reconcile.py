@@ -124,12 +124,13 @@ class Reconciler:
         if status != resource.get("status"):
             resource = await self._cluster.write_status(resource, status)
             self._seen.run(key).saw(resource)
-        await asyncio.gather(*(self._cluster.delete_attempt(key.namespace, name) for name in decision.delete))
+        uid = resource["metadata"]["uid"]
+        await asyncio.gather(*(self._cluster.delete_attempt(key.namespace, name, uid) for name in decision.delete))
         if decision.create is not None and run is not None:
-            owner = Owner(key.namespace, resource["metadata"]["uid"])
+            owner = Owner(key.namespace, uid)
             try:
-                children = attempt_objects(run.manifest, *decision.create, owner)
-                await asyncio.gather(*map(self._cluster.create, children))
+                for child in attempt_objects(run.manifest, *decision.create, owner):
+                    await self._cluster.create(child)
             except RefusedError as error:
                 announced = replace(run, status=decision.status)
                 return await self._apply(key, replace(view, resource=resource), run, refused(announced, str(error)))

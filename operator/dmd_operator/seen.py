@@ -33,8 +33,12 @@ class SeenRun:
     read_at: datetime | None = None
 
     def saw(self, resource: Mapping[str, Any]) -> bool:
-        """Remembers the resource, unless what is known is newer; whether it was remembered."""
-        if self.resource is not None and _version(resource) < _version(self.resource):
+        """Remembers the resource, unless it is known as it is, or newer; whether it was remembered.
+
+        So the operator's own writes, which it knows, do not wake it.
+        """
+        known = self.resource
+        if known is not None and self.owns(resource["metadata"]["uid"]) and _version(resource) <= _version(known):
             return False
         if not self.owns(resource["metadata"]["uid"]):  # another one of the same name
             self.jobs, self.pods, self.read_at = {}, {}, None
@@ -66,6 +70,5 @@ class Seen:
 
 
 def _version(resource: Mapping[str, Any]) -> int:
-    """Resource versions are numbers in practice and, from Kubernetes 1.35 on, by promise; others order nothing."""
-    version = str(resource["metadata"]["resourceVersion"])
-    return int(version) if version.isdecimal() else 0
+    """Resource versions are numbers in practice and, from Kubernetes 1.35 on, by promise."""
+    return int(resource["metadata"]["resourceVersion"])

@@ -15,23 +15,24 @@ def with_progress(status: RunStatus, job: ObservedJob, progress: Progress | None
     if status.last_progress_time is None:
         update["last_progress_time"] = now
     if progress is not None and progress.attempt == job.attempt and progress.stage is job.stage:
-        if progress.step != status.step:
+        activity = progress.activity or "at work"
+        if (progress.step, activity) != (status.step, status.activity):
             update["last_progress_time"] = now
         if progress.step > (status.step or 0) and job.stage is not Stage.PREFLIGHT:
             update["retries"] = 0  # what moves again has outlived the cause of its back-off
         share = f"{100 * progress.step // progress.total}%" if progress.total else None
         eta = _duration(progress.eta_seconds) if progress.eta_seconds is not None else None
         update |= {
-            "activity": progress.activity or None,
+            "activity": activity,
             "step": progress.step,
             "total": progress.total or None,
             "unit": progress.unit or None,
             "progress": share,
             "eta": eta,
-            "losses": {name: _short(loss) for name, loss in progress.losses.items()},
-            "images_per_second": _short(progress.images_per_second),
-            "fid": _short(progress.fid) if progress.fid is not None else status.fid,
-            "best_fid": _short(progress.best_fid) if progress.best_fid is not None else status.best_fid,
+            "losses": {name: short(loss) for name, loss in progress.losses.items()},
+            "images_per_second": short(progress.images_per_second),
+            "fid": short(progress.fid) if progress.fid is not None else status.fid,
+            "best_fid": short(progress.best_fid) if progress.best_fid is not None else status.best_fid,
             "best_step": progress.best_step if progress.best_step is not None else status.best_step,
             "mlflow_run": progress.mlflow_run or status.mlflow_run,
             "mlflow_run_url": progress.mlflow_run_url or status.mlflow_run_url,
@@ -42,11 +43,22 @@ def with_progress(status: RunStatus, job: ObservedJob, progress: Progress | None
 
 
 def until_stalled(status: RunStatus, patience: timedelta, now: datetime) -> timedelta | None:
-    """How long until the attempt counts as stalled, negative when it does; None while its pods do not all run."""
-    return None if status.last_progress_time is None else status.last_progress_time + patience - now
+    """How long until the attempt counts as stalled, negative when it does.
+
+    None while its pods do not all run, and where rank 0 has never answered: what cannot be seen is no stall, and what
+    keeps the operator from seeing it (a network policy) would end every attempt.
+    """
+    if status.last_progress_time is None or not was_seen(status):
+        return None
+    return status.last_progress_time + patience - now
 
 
-def _short(value: float | None) -> float | None:
+def was_seen(status: RunStatus) -> bool:
+    """Whether rank 0 of the present attempt has ever shown its progress."""
+    return status.activity is not None
+
+
+def short(value: float | None) -> float | None:
     """Four significant digits: people read them in a column."""
     return None if value is None else float(f"{value:.4g}")
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from dmd_operator.observed import ObservedJob
 
 WITHOUT_PODS = timedelta(seconds=30)
-"""A Job that has made no pod for this long is not allowed to, or its controller is away."""
+"""A Job that lacks pods for this long is not allowed to, or its controller is away."""
 REMEDIES = {
     "CreateContainerConfigError": "create the Secret or the key that it names: the pod then starts by itself",
     "ErrImagePull": "check spec.images.trainer, or the operator's default, and imagePullSecrets in the podTemplate",
@@ -34,9 +34,11 @@ def wait_of(job: ObservedJob, now: datetime) -> Wait | None:
     """What `job` waits for; None where its pods run or are about to."""
     if job.suspended:
         return Wait("Queued", f"{job.name} is suspended until its queue admits it")
-    if not job.pods and now - job.created >= WITHOUT_PODS:
+    made = len({pod.index for pod in job.pods})
+    if made < max(job.completions, 1) and now - job.created >= WITHOUT_PODS:
         why = "a quota, a service account that is not there, or the namespace's Pod Security level"
-        return Wait("NoPods", f"{job.name} has made no pods: {why}; `kubectl describe job {job.name}` says which")
+        count = f"{made} of {job.completions} pods" if made else "no pods"
+        return Wait("NoPods", f"{job.name} has made {count}: {why}; `kubectl describe job {job.name}` says which")
     for pod in job.pods:
         if pod.waiting:
             reason = pod.waiting.partition(":")[0]

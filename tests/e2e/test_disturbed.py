@@ -10,7 +10,7 @@ from tests.e2e.stack import SYSTEM, TEAM, Stack, away
 from tests.operator import live
 from tests.operator.live import eventually, is_true, status
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def kill(index: int) -> Callable[[Stack, str], None]:
@@ -100,7 +100,7 @@ def test_a_lost_node_is_left(stack: Stack, undisturbed: str, a_lost_node: Callab
     nodes = {pod["spec"]["nodeName"] for pod in workers(stack, name).values()}
     assert "node-2" in nodes, "its workers are spread over the nodes"
     a_lost_node()
-    found = wait_until_complete(stack, name, 420)
+    found = wait_until_complete(stack, name)
     assert stack.report(name)["generatorSha256"] == undisturbed
     assert found["failures"] == 0, story(stack, name)
     told = next(note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "Disrupted")

@@ -8,7 +8,7 @@ from tests.e2e.stack import SYSTEM, TEAM, Stack, install
 from tests.operator import live
 from tests.operator.live import eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def test_upgraded_and_rolled_back_while_it_runs(stack: Stack, undisturbed: str) -> None:

@@ -58,6 +58,20 @@ def status(kubectl: Kubectl, name: str, namespace: str) -> dict[str, Any]:
     return kubectl.get("dmd", name, "-n", namespace).get("status", {})
 
 
+def wait_until_complete(kubectl: Kubectl, name: str, namespace: str, seconds: int = 100) -> None:
+    """`kubectl wait`, as a user would, from the moment that there is a status."""
+    eventually(lambda: status(kubectl, name, namespace), f"{name} has a status")
+    kubectl(
+        "wait",
+        "--for=condition=Complete",
+        f"dmd/{name}",
+        "-n",
+        namespace,
+        f"--timeout={seconds}s",
+        timeout=seconds + 20,
+    )
+
+
 def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
     """A condition of a status, empty where it is not there."""
     return next((c for c in found.get("conditions", []) if c["type"] == kind), {})

@@ -103,7 +103,7 @@ class Pods:
                 await client.CoreV1Api(self.api).patch_namespaced_pod_status(
                     pod["metadata"]["name"],
                     pod["metadata"]["namespace"],
-                    {"status": {"phase": phase, "containerStatuses": [container]}},
+                    {"status": {"phase": phase, "podIP": "127.0.0.1", "containerStatuses": [container]}},
                     _content_type="application/merge-patch+json",
                 )
             except client.ApiException as error:

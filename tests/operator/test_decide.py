@@ -13,7 +13,7 @@ from dmd_api.runtime import PEER_LOST, Progress, Stage, StageError, StageResult
 from dmd_api.status import RunStatus
 from dmd_operator.conditions import STAGE_DONE
 from dmd_operator.decide import decide, stages
-from dmd_operator.observed import ObservedJob, ObservedPod
+from dmd_operator.observed import DELETED, ObservedJob, ObservedPod
 from dmd_operator.run import Decision, Run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -164,6 +164,39 @@ def test_no_attempt_begins_beside_pods_of_the_last_one() -> None:
     assert look(job(Stage.DISTILL, 1, running(0)), ended_attempt=1).delete == ("run-distill-1",)
     gone = look(job(Stage.DISTILL, 1, LEFT, UNREACHABLE, deleting=True), ended_attempt=1)
     assert gone.create == (Stage.DISTILL, 2)
+
+
+def test_a_failed_job_is_left_to_end_by_itself_and_stays_for_its_logs() -> None:
+    deleted_by_its_controller = ObservedPod(1, "Running", lost=DELETED)
+    for pods, fields in (
+        ((OWN, deleted_by_its_controller), {"failing": True}),
+        ((OWN, LEFT), {}),
+        ((OWN, INTERRUPTED), {"failed": "x"}),
+    ):
+        assert look(job(Stage.DISTILL, 1, *pods, **fields)).delete == ()
+        later = look(job(Stage.DISTILL, 1, *pods, **fields), ended_attempt=1)
+        assert later.delete == ()
+    # It stays until the attempt after the next one.
+    done = [job(Stage.DISTILL, number, OWN, failed="x") for number in (1, 2)]
+    assert look(*done, attempt=2, ended_attempt=2).delete == ("run-distill-1",)
+    # Who is on a lost node may never be seen to end.
+    assert look(job(Stage.DISTILL, 1, OWN, UNREACHABLE, failing=True)).delete == ("run-distill-1",)
+
+
+def test_an_attempt_runs_when_all_its_pods_are_there() -> None:
+    one_of_two = job(Stage.DISTILL, 1, running(0), completions=2)
+    assert reason(look(one_of_two), "Healthy") == "Unknown NoPods"
+    assert look(one_of_two).status.last_progress_time is None
+    both = job(Stage.PREPARE, 1, running(0), ended(1, 0), completions=2)
+    assert reason(look(both, stage=Stage.PREPARE), "Healthy") == "True Running"
+    assert look(both, stage=Stage.PREPARE).status.last_progress_time == NOW
+
+
+def test_what_was_never_seen_does_not_stall() -> None:
+    at_work = job(Stage.DISTILL, 1, running(0), running(1))
+    later = look(at_work, last_progress_time=NOW - timedelta(hours=1))
+    assert later.status.ended_attempt == 0
+    assert reason(later, "Healthy") == "Unknown ProgressUnknown"
 
 
 def test_failures_back_off_and_disruptions_do_not() -> None:

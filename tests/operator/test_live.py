@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dmd_api.apps import PROGRESS_PORT
 from dmd_api.runtime import Stage, StageError, StageResult
 from dmd_operator.pods import ATTEMPT, STAGE
+from dmd_trainer.progress import ProgressBoard, ProgressServer
 from tests.cluster.control_plane import ControlPlane
 from tests.operator import live
 from tests.operator.live import condition, eventually, is_true, manifest, status
@@ -87,7 +89,7 @@ def phase(api: ControlPlane, namespace: str, name: str = "run") -> str:
 
 def test_a_run_goes_through_all_stages(api: ControlPlane, running: Operator, namespace: str) -> None:
     api.kubectl.apply(manifest("run", namespace))
-    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+    live.wait_until_complete(api.kubectl, "run", namespace)
     found = status(api.kubectl, "run", namespace)
     for kind in ("PreflightPassed", "Prepared", "Distilled", "Evaluated", "GatesPassed", "Registered", "Complete"):
         assert is_true(found, kind), live.describe(found)
@@ -127,7 +129,7 @@ def test_the_trainers_error_is_told_and_attempts_are_counted(
     played.ends[namespace] = succeed
     patch = json.dumps({"spec": {"maxRestarts": 1}})
     api.kubectl("patch", "dmd", "run", "-n", namespace, "--type=merge", "-p", patch)
-    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+    live.wait_until_complete(api.kubectl, "run", namespace)
     created = [note for reason, note in live.events(api.kubectl, "run", namespace) if reason == "AttemptCreated"]
     assert created.count("preflight: attempt 1") == created.count("prepare: attempt 1") == 1
     assert "distill: attempt 2" in created
@@ -147,7 +149,7 @@ def test_bad_input_in_preflight_heals_by_itself(
     )
     assert found["status"] == "False"
     assert message in found["message"]
-    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=90s")
+    live.wait_until_complete(api.kubectl, "run", namespace)
 
 
 def test_suspending_ends_the_pods_and_resuming_goes_on(
@@ -162,7 +164,7 @@ def test_suspending_ends_the_pods_and_resuming_goes_on(
     eventually(lambda: not api.kubectl.get("jobs", "-n", namespace, "-l", jobs)["items"], "its Job is gone")
     played.ends[namespace] = succeed
     _suspend(api, namespace, False)
-    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+    live.wait_until_complete(api.kubectl, "run", namespace)
     assert not is_true(status(api.kubectl, "run", namespace), "Suspended")
 
 
@@ -186,7 +188,7 @@ def test_a_deleted_pod_ends_the_attempt_and_nothing_is_counted(
         "worker 1 runs",
     )
     api.kubectl("delete", "pod", pod["metadata"]["name"], "-n", namespace)
-    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=90s")
+    live.wait_until_complete(api.kubectl, "run", namespace)
     found = status(api.kubectl, "run", namespace)
     assert found["failures"] == 0
     created = [note for reason, note in live.events(api.kubectl, "run", namespace) if reason == "AttemptCreated"]
@@ -202,7 +204,7 @@ def test_what_the_api_server_refuses_is_told_and_heals(api: ControlPlane, runnin
     )
     assert "exceeded quota" in condition(found, "Healthy")["message"]
     api.kubectl("delete", "quota", "none", "-n", namespace)
-    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=90s")
+    live.wait_until_complete(api.kubectl, "run", namespace)
     assert status(api.kubectl, "run", namespace)["failures"] == 0
 
 
@@ -238,12 +240,16 @@ def test_a_step_that_does_not_move_is_a_stall(
         if pod["metadata"]["labels"][STAGE] == "distill" and pod["metadata"]["labels"][ATTEMPT] == "1"
         else succeed(pod)
     )
-    settings = {"stall_minutes": "0.03", "progress_seconds": "0.5", "namespaces": json.dumps([namespace])}
-    with operator(api.kubeconfig, tmp_path, **settings):
+    settings = {"stall_minutes": "0.05", "progress_seconds": "0.5", "namespaces": json.dumps([namespace])}
+    board = ProgressBoard(Stage.DISTILL, attempt=1)
+    board.update(step=300, total=600, activity="training")
+    # Rank 0's address is this machine's.
+    with ProgressServer(board, f"127.0.0.1:{PROGRESS_PORT}"), operator(api.kubeconfig, tmp_path, **settings):
         api.kubectl.apply(manifest("run", namespace))
-        api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=90s")
+        live.wait_until_complete(api.kubectl, "run", namespace)
     told = dict(live.events(api.kubectl, "run", namespace))
     assert "step has not moved" in told["AttemptFailed"]
+    assert condition(status(api.kubectl, "run", namespace), "Stalled")["status"] == "False", "it is over"
     assert status(api.kubectl, "run", namespace)["failures"] == 1
 
 
@@ -260,7 +266,7 @@ def test_killed_at_any_moment_it_goes_on_and_makes_nothing_twice(
             process.stop(signal.SIGKILL)
     with operator(api.kubectl.kubeconfig, tmp_path / "last", **settings):
         for i in range(6):
-            api.kubectl("wait", "--for=condition=Complete", f"dmd/run-{i}", "-n", namespace, "--timeout=90s")
+            live.wait_until_complete(api.kubectl, f"run-{i}", namespace)
     names = [job["metadata"]["name"] for job in api.kubectl.get("jobs", "-n", namespace)["items"]]
     done = sorted(f"run-{i}-{stage}-1" for i in range(6) for stage in Stage)
     assert sorted(names) == done
@@ -278,7 +284,7 @@ def test_an_api_server_that_restarts_is_waited_for(
     api.restart_api_server(pause=2)
     go.set()
     api.kubectl("delete", "pods", "--all", "-n", namespace, "--wait=false")
-    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=100s")
+    live.wait_until_complete(api.kubectl, "run", namespace)
     assert running.process.poll() is None
 
 
@@ -304,7 +310,7 @@ def test_the_next_replica_takes_over_when_the_leader_is_killed(
         )
         played.ends[namespace] = succeed
         _end_pods(api, namespace)
-        api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+        live.wait_until_complete(api.kubectl, "run", namespace)
         after = api.kubectl.get("job", "run-distill-1", "-n", namespace)
         assert after["metadata"]["uid"] == uid, "work in flight went on unharmed"
         # Told to stop, it gives the lead away.
@@ -389,7 +395,7 @@ def test_its_health_and_figures_are_served(api: ControlPlane, running: Operator,
     assert running.get("/readyz") == (200, "ok\n")
     before = running.metric("dmd_operator_distillations", phase="Complete")
     api.kubectl.apply(manifest("run", namespace))
-    api.kubectl("wait", "--for=condition=Complete", "dmd/run", "-n", namespace, "--timeout=60s")
+    live.wait_until_complete(api.kubectl, "run", namespace)
     assert running.metric("dmd_operator_distillations", phase="Complete") == before + 1
     assert running.metric("dmd_operator_decision_seconds_count") >= 4
     assert running.metric("dmd_operator_api_requests_total", verb="POST", code="201") >= 8

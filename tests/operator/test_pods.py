@@ -36,7 +36,7 @@ def manifest(metadata: dict[str, Any] | None = None, **spec: Any) -> DMDDistilla
 
 def objects(stage: Stage, **spec: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     metadata = spec.pop("metadata", None)
-    service, job = attempt_objects(manifest(metadata, **spec), stage, 3, Owner("team", "uid-1"))
+    job, service = attempt_objects(manifest(metadata, **spec), stage, 3, Owner("team", "uid-1"))
     return service, job
 
 
