@@ -12,6 +12,8 @@ from rich.table import Table
 from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation, manifest_hash
 from dmd_api.runtime import Stage
+from dmd_operator.decide import stages
+from dmd_operator.pods import nodes
 from dmdctl.bars import duration
 
 if TYPE_CHECKING:
@@ -102,18 +104,14 @@ def count_work(manifest: DMDDistillation) -> Work:
 
 
 def _objects(manifest: DMDDistillation) -> Table:
-    """The objects that an operator creates for it, as the design has them."""
-    name, spec = manifest.metadata.name, manifest.spec
+    """What the operator creates for it: an Indexed Job and a headless Service for each attempt at a stage."""
+    name, per_node = manifest.metadata.name, manifest.spec.workers.processes_per_node
     table = Table(title="Kubernetes objects", title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for column in ("kind", "name", "pods", "processes a pod"):
+    for column in ("Job and Service", "pods", "processes a pod"):
         table.add_column(column)
-    nodes, per_node = str(spec.workers.nodes), str(spec.workers.processes_per_node)
-    table.add_row("Job", f"{name}-preflight", "1", "1")
-    if spec.method.regression is not None:
-        table.add_row("Job (Indexed)", f"{name}-prepare", str(spec.pair_workers.parallelism), "1")
-    table.add_row("Service (headless)", f"{name}-distill", "", "")
-    table.add_row("Job (Indexed)", f"{name}-distill-1", nodes, per_node)
-    table.add_row("Job", f"{name}-evaluate", "1", per_node)
+    for stage in stages(manifest):
+        alone = stage in {Stage.PREFLIGHT, Stage.PREPARE}
+        table.add_row(f"{name}-{stage}-1", str(nodes(manifest, stage)), "1" if alone else str(per_node))
     return table
 
 

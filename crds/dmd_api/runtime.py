@@ -3,7 +3,9 @@
 A stage is one command, `python -m dmd_trainer STAGE`, told everything else by the environment variables below.
 """
 
+import os
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +37,9 @@ SHUTDOWN_TIMEOUT = "DMD_SHUTDOWN_TIMEOUT"
 END_WITH_PARENT = "DMD_END_WITH_PARENT"
 """`1`: a stage is sent SIGTERM by the kernel when the process that started it dies (Linux), as `dmdctl run` wants."""
 
+COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
+"""What an Indexed Job tells its pods, and nobody else."""
+
 CLAIMS = "/var/run/dmd/claims"
 """Where a pod mounts the PersistentVolumeClaims that `pvc://CLAIM/PATH` names, each in a folder of its name."""
 PEER_LOST = "PeerLost"
@@ -42,6 +47,11 @@ PEER_LOST = "PeerLost"
 CUT = " [cut]"
 TERMINATION_MESSAGE_BYTES = 4096
 """What Kubernetes keeps of a container's termination message."""
+
+
+def in_a_pod() -> bool:
+    """Whether this process is of a Job's pod."""
+    return COMPLETION_INDEX in os.environ
 
 
 class Stage(StrEnum):
@@ -53,22 +63,28 @@ class Stage(StrEnum):
     EVALUATE = "evaluate"
 
 
+Line = Annotated[str, Field(max_length=256)]
+
+
 class Progress(BaseModel):
-    """What rank 0 of a running stage serves as `/progress`; a newer trainer may say more."""
+    """What rank 0 of a running stage serves as `/progress`; a newer trainer may say more.
+
+    Bounded, since it goes into the resource's status and comes from a pod that runs what its owner wants.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     stage: Stage
-    activity: str = ""
+    activity: Line = ""
     """What is going on, in a word or two: `loading the teacher`, `training`, `evaluating step 500`."""
     step: int = 0
     total: int = 0
-    unit: str = ""
+    unit: Line = ""
     """What `step` and `total` count: `generator updates`, `pairs`, `samples`, `checks`."""
     attempt: int = 1
     eta_seconds: float | None = None
     images_per_second: float | None = None
-    losses: dict[str, float] = Field(default_factory=dict)
+    losses: dict[str, float] = Field(default_factory=dict, max_length=16)
     """The latest losses by name: `distribution_matching`, `regression`, `fake_score`."""
     fid: float | None = None
     """The latest Frechet distance of the generator's EMA, where one was measured."""
@@ -76,8 +92,8 @@ class Progress(BaseModel):
     best_step: int | None = None
     checkpoint_step: int | None = None
     """The step that a next attempt goes on from; None before the first checkpoint."""
-    mlflow_run: str | None = None
-    mlflow_run_url: str | None = None
+    mlflow_run: Line | None = None
+    mlflow_run_url: Annotated[str, Field(max_length=2048)] | None = None
     """The run's page, where the tracking server has one."""
     messages: list[str] = Field(default_factory=list)
     """Lines a person should see (a checkpoint passed over, a tracking server that is away), newest last, at most 20."""

@@ -65,7 +65,7 @@ def in_the_middle(stack: Stack, name: str) -> dict[str, Any]:
         middle = found.get("phase") == "Distilling" and found.get("checkpointStep") and found.get("step")
         return found if middle else None
 
-    found = eventually(trains, f"{name} trains", 240)
+    found = eventually(trains, f"{name} trains", 600)
     assert found["step"] < UPDATES, "it was too fast to be disturbed"
     return found
 

@@ -26,6 +26,8 @@ USER = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
 @pytest.fixture
 def installed(api: ControlPlane, tmp_path: Path) -> Iterator[Path]:
     """The chart's rights on the API server, and a kubeconfig of the operator's service account."""
+    if api.audit_log is None:
+        pytest.skip("a given cluster's audit log cannot be read from here: unset KUBECONFIG")
     for namespace in (SYSTEM, TEAM):
         live.make_namespace(api.kubectl, namespace)
     options = ("--namespace", SYSTEM, "--take-ownership", "--force-conflicts", "--set", "replicaCount=0")

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from dmd_api import runtime
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Stage
+from dmd_api.runtime import Stage, StageResult
+from dmdctl.local_runner import free_port
 from tests.stages import start_stage
 
 
@@ -68,6 +71,27 @@ def test_a_launcher_that_is_killed_takes_its_workers_along(manifest_dict: dict[s
     stage.wait()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_peers_that_do_not_come_are_told(rank: int, tmp_path: Path) -> None:
+    termination = tmp_path / "termination"
+    told = {
+        runtime.RUN_KEY: "run",
+        runtime.NODES: "2",
+        runtime.NODE_RANK: str(rank),
+        runtime.RENDEZVOUS: f"localhost:{free_port()}",
+        runtime.RENDEZVOUS_TIMEOUT: "2",
+        runtime.TERMINATION_LOG: str(termination),
+    }
+    command = [sys.executable, "-m", "dmd_trainer", "distill"]
+    done = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == ExitCode.INFRASTRUCTURE
+    error = StageResult.model_validate_json(termination.read_text()).error
+    assert error is not None
+    assert error.reason == "RendezvousTimeout"
+    assert "the 2 workers did not come together within 2 s" in error.message
+    assert "Traceback" not in done.stderr
 
 
 def test_storage_that_cannot_be_written_fails_preflight(manifest_dict: dict[str, Any], tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def test_a_step_does_not_pass_the_total_and_messages_are_bounded() -> None:
     assert board.current.messages[-1] == "49"
 
 
+def test_what_is_left_is_estimated_from_the_steps_after_the_first() -> None:
+    board = ProgressBoard(Stage.PREPARE)
+    board.update(total=100)
+    board.advance(10)
+    assert board.current.eta_seconds is None, "loading says nothing of the rest"
+    board.advance(10)
+    eta = board.current.eta_seconds
+    assert eta is not None
+    assert 0 < eta < 8 * 60, "80 more, ten of which took a moment"
+
+
 def test_without_an_address_nothing_is_served() -> None:
     with ProgressServer(ProgressBoard(Stage.PREPARE), "") as server:
         assert server.port is None

@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -52,7 +54,7 @@ def _exit_interrupted(signum: int, frame: FrameType | None) -> None:
 
 def _launch(stage: Stage, results: Path) -> StageResult:
     nodes = int(os.environ.get(runtime.NODES, "1"))
-    node_rank = int(os.environ.get(runtime.NODE_RANK) or os.environ.get("JOB_COMPLETION_INDEX", "0"))
+    node_rank = int(os.environ.get(runtime.NODE_RANK) or os.environ.get(runtime.COMPLETION_INDEX, "0"))
     # Preparing needs no collective: every agent is alone, and a worker's number says which shards are its.
     alone = nodes == 1 or stage in {Stage.PREFLIGHT, Stage.PREPARE}
     timeout = int(os.environ.get(runtime.RENDEZVOUS_TIMEOUT, "900"))
@@ -67,6 +69,7 @@ def _launch(stage: Stage, results: Path) -> StageResult:
         max_restarts=0,
         shutdown_timeout=int(os.environ.get(runtime.SHUTDOWN_TIMEOUT, "120")),
     )
+    started = time.monotonic()
     try:
         elastic_launch(config, sys.executable)("-m", "dmd_trainer.worker", str(stage))
     except ChildFailedError as error:
@@ -81,7 +84,22 @@ def _launch(stage: Stage, results: Path) -> StageResult:
                 exit_code=ExitCode.INTERRUPTED,
             ),
         )
+    except DistError as error:
+        # The agents' own store: what its end means shows in when it ended.
+        waited = time.monotonic() - started >= timeout
+        return _root_cause(results) or _without_peers(stage, nodes, timeout if waited else None, error)
     return _read_results(results)[0]
+
+
+def _without_peers(stage: Stage, nodes: int, timeout: int | None, error: DistError) -> StageResult:
+    """For an agent that waited for the others in vain, `timeout` seconds, or that lost them (None)."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if timeout is None:
+        reason, message = runtime.PEER_LOST, f"another worker is gone; the next attempt goes on ({said})"
+    else:
+        reason = "RendezvousTimeout"
+        message = f"the {nodes} workers did not come together within {timeout} s: do all their pods run? ({said})"
+    return StageResult(stage=stage, error=StageError(reason=reason, message=message, exit_code=ExitCode.INFRASTRUCTURE))
 
 
 def _read_results(folder: Path) -> list[StageResult]:

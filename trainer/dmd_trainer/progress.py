@@ -4,6 +4,7 @@ Showing never holds up training: the board is replaced as a whole, and a thread 
 """
 
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,8 @@ class ProgressBoard:
 
     def __init__(self, stage: Stage, attempt: int = 1) -> None:
         self._current = Progress(stage=stage, attempt=attempt)
+        self._counting_since: float | None = None
+        self._counted = 0
 
     @property
     def current(self) -> Progress:
@@ -34,9 +37,17 @@ class ProgressBoard:
         self._current = self._current.model_copy(update=fields)
 
     def advance(self, count: int) -> None:
-        """Counts `count` more steps, up to the total: a last batch may be smaller than the others."""
+        """Counts `count` more steps, up to the total (a last batch may be smaller), and estimates what is left."""
+        now = time.monotonic()
+        if self._counting_since is None:
+            self._counting_since = now  # what came before the first step (loading, compiling) says nothing of the rest
+            eta = None
+        else:
+            self._counted += count
+            left = max(self._current.total - self._current.step - count, 0)
+            eta = left * (now - self._counting_since) / self._counted if self._current.total else None
         step = self._current.step + count
-        self.update(step=min(step, self._current.total) if self._current.total else step)
+        self.update(step=min(step, self._current.total) if self._current.total else step, eta_seconds=eta)
 
     def message(self, text: str) -> None:
         """Shows a line that a person should see, and logs it."""

@@ -103,7 +103,7 @@ def _rank(stage: Stage) -> int:
     """The worker's global number; stages without collectives count it themselves, since their agents are alone."""
     if stage in COLLECTIVE_STAGES:
         return int(os.environ["RANK"])
-    node = int(os.environ.get(runtime.NODE_RANK) or os.environ.get("JOB_COMPLETION_INDEX", "0"))
+    node = int(os.environ.get(runtime.NODE_RANK) or os.environ.get(runtime.COMPLETION_INDEX, "0"))
     return node * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + local_rank()
 
 

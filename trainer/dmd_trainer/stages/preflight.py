@@ -1,10 +1,12 @@
 """Preflight: teacher, data, storage and tracking answer and fit together, before any pair is made."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from dmd_api import runtime
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Spec
 from dmd_trainer.context import StageContext
@@ -33,6 +35,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
     checks: list[tuple[str, Callable[[], object]]] = [
         ("the method", lambda: _check_supported(spec)),
+        ("credentials", lambda: _check_credentials(spec)),
         ("storage", lambda: _check_storage(context)),
         ("tracking", lambda: check_reachable(spec.tracking.uri or "")),
         ("the teacher", load),
@@ -62,6 +65,20 @@ def _check_supported(spec: Spec) -> None:
     if found:
         fields = ", ".join(f"spec.{field}" for field in found)
         raise BadInputError(f"{fields}: this version of the trainer cannot do that yet; leave it out")
+
+
+def _check_credentials(spec: Spec) -> None:
+    """MLflow's may be of two kinds, so that no single one is required of a pod; a laptop's are in its environment.
+
+    Storage's are: a pod does not start without them.
+    """
+    reference = spec.tracking.credentials_secret_ref
+    known = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}
+    if reference is not None and runtime.in_a_pod() and not known & os.environ.keys():
+        raise BadInputError(
+            f"spec.tracking.credentialsSecretRef: the Secret {reference.name} is not there, or has none of "
+            f"{', '.join(sorted(known))}; create it"
+        )
 
 
 def _check_storage(context: StageContext) -> None:
