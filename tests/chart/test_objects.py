@@ -79,7 +79,7 @@ def trainer_pod() -> Object:
             },
         }
     )
-    _, job = attempt_objects(manifest, Stage.DISTILL, 1, Owner("team-a", "uid"))
+    job, _ = attempt_objects(manifest, Stage.DISTILL, 1, Owner("team-a", "uid"))
     return job["spec"]["template"]
 
 
