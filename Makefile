@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 NONE_CHOSEN = test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format constraints generate images test-images chart clean
+.PHONY: help setup demo test bench lint format constraints generate images test-images chart cluster-up cluster-down clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
