@@ -18,10 +18,19 @@ from dmd_operator.seen import Key, Seen
 WATCH_SECONDS = 10 * 60
 
 
+class _NoDiff(kopf.AnnotationsDiffBaseStorage):
+    """No handler asks what changed in an object: kopf need not copy each one at each event to find out."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Nothing."""
+        return kopf.BodyEssence({})
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """How kopf watches."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # our events are the reconciler's, not kopf's log lines
+    settings.persistence.diffbase_storage = _NoDiff()
     settings.scanning.disabled = True  # no watch over all CRDs and namespaces, nor the rights for one
     settings.watching.server_timeout = WATCH_SECONDS
     settings.networking.error_backoffs = (1, 1, 2, 3, 5) + (8,) * 100  # an API server that is away comes back
