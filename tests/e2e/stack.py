@@ -2,7 +2,6 @@
 
 import json
 import sysconfig
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -196,11 +195,3 @@ def _for_trainers() -> Iterator[dict[str, Any]]:
                 "resources": {"requests": {"storage": "1Gi"}},
             },
         }
-
-
-def away(seconds: float, still: Any) -> None:
-    """Waits while something is away on purpose, as long as `still` holds."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        still()
-        time.sleep(1)

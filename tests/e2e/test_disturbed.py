@@ -1,18 +1,23 @@
 """A distillation in real pods, disturbed while it runs: it completes, with the weights of the undisturbed run."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.e2e.runs import UPDATES, apply, in_the_middle, story, wait_until_complete, workers
-from tests.e2e.stack import SYSTEM, TEAM, Stack, away
+from tests.e2e.stack import SYSTEM, TEAM, Stack
 from tests.operator import live
 from tests.operator.live import eventually, is_true, status
 from tests.servers import ACCESS_KEY, SECRET_KEY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+
+OUTAGE_SECONDS = 60
+"""What is tested is an outage of this length: nothing is waited for."""
 
 
 def kill(index: int) -> Callable[[Stack, str], None]:
@@ -33,13 +38,13 @@ def restart_the_api_server(stack: Stack, name: str) -> None:
 
 def keep_mlflow_away(stack: Stack, name: str) -> None:
     stack.stop_mlflow()
-    away(60, lambda: None)
+    time.sleep(OUTAGE_SECONDS)
     stack.start_mlflow()
 
 
 def keep_s3_away(stack: Stack, name: str) -> None:
     stack.s3_away = True
-    away(60, lambda: None)
+    time.sleep(OUTAGE_SECONDS)
     stack.s3_away = False
 
 
