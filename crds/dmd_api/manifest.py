@@ -82,6 +82,14 @@ class Teacher(Model):
     guidance_scale: float = Field(
         1.0, ge=0, le=100, description="Classifier-free guidance of the real score and of the pairs; 1 turns it off."
     )
+    weights: Literal["fp32", "bf16", "fp8"] = Field(
+        "fp32",
+        description="What the frozen networks (teacher, text encoders, VAE) are kept in; fp8 keeps 8 bits a weight and "
+        "computes in training.precision.",
+    )
+    offload: bool = Field(
+        False, description="Keeps the frozen networks in the host's memory and brings each to the GPU while it is used."
+    )
 
 
 class ClassLabels(Model):
@@ -90,12 +98,27 @@ class ClassLabels(Model):
     count: int = Field(ge=1, le=1_000_000, description="How many classes there are; labels run from 0 to count - 1.")
 
 
+class Prompts(Location):
+    """Prompts, one a line (.txt), an object a line (.jsonl) or a row (.parquet); of a folder all such files are read."""
+
+    column: str | None = Field(
+        None,
+        min_length=1,
+        max_length=250,
+        description="The column or key that holds the prompt. Default: the first of text, caption and prompt.",
+    )
+
+
 class Data(Model):
     """What the networks are conditioned on, and real images where the method reads them."""
 
-    prompts: Location | None = Field(None, description="Prompts for a text-to-image teacher.")
+    prompts: Prompts | None = Field(None, description="Prompts for a text-to-image teacher.")
     class_labels: ClassLabels | None = Field(None, description="Class labels for a class-conditional teacher.")
-    images: Location | None = Field(None, description="Real images; only DMD2's GAN term reads them.")
+    images: Location | None = Field(
+        None,
+        description="Real images; only DMD2's GAN term reads them: a folder of image files, .parquet (column image), "
+        ".tar (webdataset), or .safetensors of latents; builtin://digits or builtin://emoji.",
+    )
 
 
 class InitFrom(Model):
@@ -109,8 +132,10 @@ class Regression(Model):
     """DMD's regression on the teacher's ODE pairs (arXiv 2311.18828, section 4.2)."""
 
     pairs: int = Field(ge=1, le=100_000_000, description="How many pairs of noise and teacher's image are made.")
-    solver: Literal["Heun", "DDIM", "PNDM", "DPMSolverMultistep"] = Field(
-        "Heun", description="The deterministic solver: Heun for EDM teachers, diffusers' own for the others."
+    solver: Literal["Heun", "DDIM", "PNDM", "DPMSolverMultistep", "FlowMatchEuler"] = Field(
+        "Heun",
+        description="The deterministic solver: Heun for EDM teachers, FlowMatchEuler for flow matching, diffusers' "
+        "own DDIM, PNDM or DPMSolverMultistep for the others.",
     )
     solver_steps: int = Field(18, ge=1, le=1000, description="Solver steps; Heun evaluates the teacher 2 n - 1 times.")
     loss: Literal["L2", "LPIPS"] = Field(
@@ -134,6 +159,13 @@ class Gan(Model):
     guidance_weight: float = Field(1e-2, ge=0, le=1000, description="The weight of the GAN head's own loss.")
 
 
+class Lora(Model):
+    """Low-rank adapters (arXiv 2106.09685) on the generator's attention, trained instead of all of its weights."""
+
+    rank: int = Field(64, ge=1, le=1024, description="The adapters' rank.")
+    alpha: float | None = Field(None, gt=0, le=4096, description="Their scale is alpha / rank. Default: rank.")
+
+
 class Method(Model):
     """How the teacher is distilled."""
 
@@ -147,6 +179,7 @@ class Method(Model):
     )
     generator_steps: int = Field(1, ge=1, le=16, description="How often the generator is called for an image.")
     init_from: InitFrom | None = Field(None, description="Weights of an earlier run to start from.")
+    lora: Lora | None = Field(None, description="Trains low-rank adapters of the generator, and exports them too.")
     regression: Regression | None = Field(None, description="The regression on ODE pairs; DMD needs it.")
     fake_score_updates: int = Field(
         1, ge=1, le=100, description="Updates of the fake score per generator update (DMD2's two time scales: 5 to 10)."
@@ -198,6 +231,12 @@ class Training(Model):
     activation_checkpointing: bool = Field(
         False, description="Computes activations again in the backward pass instead of keeping them."
     )
+    compile: bool = Field(False, description="Compiles the networks with torch.compile.")
+    channels_last: bool = Field(False, description="Keeps convolutions' weights channels-last, which suits GPUs.")
+    stop_on_collapse: bool = Field(
+        False,
+        description="Ends a run that is collapsing, with its last good checkpoint; otherwise it is only warned of.",
+    )
     # No larger: JSON numbers, and so the API server, are exact up to here.
     seed: int = Field(0, ge=0, le=2**53, description="Every random number of the run follows from it.")
     checkpoint_every: int = Field(500, ge=1, le=10_000_000, description="Generator updates between checkpoints.")
@@ -238,12 +277,25 @@ class Evaluation(PodSettings):
         description="Generator updates between measurements; the generator with the lowest FID is what is exported.",
     )
     reference: Location | None = Field(
-        None, description="The real images to measure against: a folder of images, or builtin://digits."
+        None,
+        description="The real images to measure against: a folder of images, .parquet (column image), builtin://digits "
+        "or builtin://emoji.",
     )
+    resolution: int | None = Field(
+        None,
+        ge=8,
+        le=4096,
+        description="Generated and real images are brought to this height and width before they are compared (COCO: "
+        "256). Default: images are compared as they are.",
+    )
+    prompts: Prompts | None = Field(
+        None, description="The prompts whose images are measured (COCO captions). Default: data.prompts."
+    )
+    clip: Location | None = Field(None, description="The CLIP model (transformers' format) of CLIPScore.")
     features: Location | None = Field(
         None,
         description="The network whose features are compared: InceptionV3's weights as torch-fidelity has them, or "
-        "builtin://digits-classifier.",
+        "builtin://digits-classifier; or a CLIP model in transformers' format, such as builtin://emoji-clip.",
     )
     batch_size: int = Field(250, ge=1, le=100_000, description="Images generated at once for a measurement.")
 
@@ -413,7 +465,17 @@ def manifest_hash(manifest: DMDDistillation) -> str:
         include={"teacher", "data", "method", "training", "evaluation"},
         exclude={
             "evaluation": {"resources", "pod_template", "batch_size"},
-            "training": {"sharding", "micro_batch_size", "checkpoint_every", "keep_checkpoints"},
+            "teacher": {"offload"},
+            "training": {
+                "sharding",
+                "micro_batch_size",
+                "activation_checkpointing",
+                "compile",
+                "channels_last",
+                "stop_on_collapse",
+                "checkpoint_every",
+                "keep_checkpoints",
+            },
         },
     )
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]

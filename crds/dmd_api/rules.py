@@ -75,6 +75,12 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.method.generator_steps == 1 or s.method.name == "DMD2",
     ),
     Rule(
+        "method.regression",
+        "pairs are for generators of one step; leave method.regression out, or set method.generatorSteps to 1",
+        "!has(self.method.regression) || self.method.generatorSteps == 1",
+        lambda s: s.method.regression is None or s.method.generator_steps == 1,
+    ),
+    Rule(
         "method.regression.features",
         "LPIPS needs its backbone's weights; give method.regression.features.uri, or set loss to L2",
         "!has(self.method.regression) || self.method.regression.loss != 'LPIPS' || "
@@ -90,6 +96,26 @@ RULES: tuple[Rule, ...] = (
         "prompts and classLabels exclude each other; keep the one that the teacher was trained with",
         "!(has(self.data.prompts) && has(self.data.classLabels))",
         lambda s: s.data.prompts is None or s.data.class_labels is None,
+    ),
+    Rule(
+        "method.lora",
+        "low-rank adapters are for text-to-image teachers; give data.prompts, or leave method.lora out",
+        "!has(self.method.lora) || has(self.data.prompts)",
+        lambda s: s.method.lora is None or s.data.prompts is not None,
+    ),
+    Rule(
+        "evaluation.metrics",
+        "CLIPScore compares images with prompts; give evaluation.clip.uri and data.prompts, or leave CLIPScore out",
+        "!self.evaluation.metrics.exists(m, m == 'CLIPScore') || (has(self.evaluation.clip) && has(self.data.prompts))",
+        lambda s: (
+            "CLIPScore" not in s.evaluation.metrics or (s.evaluation.clip is not None and s.data.prompts is not None)
+        ),
+    ),
+    Rule(
+        "evaluation.prompts",
+        "only text-to-image teachers are measured on prompts; give data.prompts, or leave evaluation.prompts out",
+        "!has(self.evaluation.prompts) || has(self.data.prompts)",
+        lambda s: s.evaluation.prompts is None or s.data.prompts is not None,
     ),
     Rule(
         "training.warmupSteps",
