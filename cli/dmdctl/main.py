@@ -20,6 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+convert_app = typer.Typer(help="Make teachers of published checkpoints in other layouts.", no_args_is_help=True)
+app.add_typer(convert_app, name="convert")
+
 ManifestFile = Annotated[
     Path, typer.Argument(help="The manifest, a YAML file with one DMDDistillation.", metavar="FILE")
 ]
@@ -172,6 +175,27 @@ def sample(
     from dmdctl.sample import sample_model
 
     sample_model(model, out, count, seed, class_labels, tracking)
+
+
+@convert_app.command("edm")
+def convert_edm(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="One of EDM's pickles (edm-*.pkl), which is read but never run, or its state dict as .safetensors.",
+            metavar="SOURCE",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to make, new or empty.", metavar="OUT")],
+) -> None:
+    """Convert a checkpoint of EDM (ImageNet-64, CIFAR-10, FFHQ, AFHQv2) to a teacher in diffusers format.
+
+    Example: `dmdctl convert edm edm-imagenet-64x64-cond-adm.pkl teachers/imagenet-64`
+    """
+    _need_trainer("convert")
+    from dmdctl.convert import convert_edm_checkpoint
+
+    convert_edm_checkpoint(source, out)
 
 
 def _need_trainer(command: str) -> None:

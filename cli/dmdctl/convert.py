@@ -1,0 +1,26 @@
+"""`dmdctl convert`: teachers in diffusers format from published checkpoints in other layouts."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from dmd_trainer.convert.edm import LICENCE, convert_edm
+
+
+def convert_edm_checkpoint(source: Path, out: Path) -> None:
+    """Converts one of EDM's checkpoints and says what has become of it.
+
+    Raises:
+        BadInputError: it is none, or `out` has something in it.
+    """
+    console = Console()
+    with console.status("converting"):
+        made = convert_edm(source, out)
+    labels = "unconditional" if made.classes is None else f"{made.classes} classes"
+    console.print(
+        f"{out}: {made.network}, {'x'.join(map(str, made.sample_shape))}, {labels}, "
+        f"{made.parameters / 1e6:.1f} million parameters; licence {LICENCE}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"In a manifest: spec.teacher.uri: {out.absolute().as_uri()}", highlight=False, soft_wrap=True)

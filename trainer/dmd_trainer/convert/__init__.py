@@ -1,0 +1,1 @@
+"""Published checkpoints in other layouts, made into teachers in diffusers format."""
