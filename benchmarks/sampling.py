@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dmd_trainer.fetch import local_path
-from dmd_trainer.generator import OneStepGenerator
+from dmd_trainer.generator import Generator
 from dmd_trainer.solvers import teacher_solver
 from dmd_trainer.teachers import load_teacher
 
@@ -24,7 +24,7 @@ def run() -> dict[str, Any]:
     teacher = load_teacher(local_path("builtin://digits-teacher", Path()))
     noise = torch.randn(BATCH, *teacher.sample_shape)
     condition = {"class_labels": torch.randint(0, 10, (BATCH,))}
-    generator = OneStepGenerator(teacher.denoiser, len(teacher.denoiser.schedule) - 1)
+    generator = Generator(teacher.denoiser, (len(teacher.denoiser.schedule) - 1,))
     samplers = {"teacher": teacher_solver(teacher, "Heun", STEPS), "generator": generator}
     times: dict[str, list[float]] = {name: [] for name in samplers}
     for round_ in range(ROUNDS + 1):

@@ -57,8 +57,8 @@ def make_display(console: Console, *, estimate: bool = True) -> Display:
 
 
 def describe(progress: Progress) -> str:
-    """A stage's progress in words: activity, losses, speed, FID."""
-    parts = [progress.activity]
+    """A stage's progress in words: activity, whether it goes wrong, losses, speed, FID."""
+    parts = [progress.activity, "collapsing" if progress.warnings else ""]
     parts += [f"{LOSS_NAMES.get(name, name)} {value:.3g}" for name, value in progress.losses.items()]
     if progress.images_per_second is not None:
         parts.append(f"{progress.images_per_second:.0f} img/s")

@@ -89,18 +89,25 @@ def run(
 def plan(
     file: ManifestFile,
     probe: Annotated[
-        bool, typer.Option(help="Time the teacher on this machine to estimate how long the run takes.")
-    ] = True,
+        bool | None,
+        typer.Option(help="Time the teacher on this machine. Default: where it is a file here.", show_default=False),
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="The GPU whose time is estimated: A100, H100, ...", metavar="NAME")] = "H100",
+    gpu_memory: Annotated[
+        int, typer.Option(min=1, help="The memory each has; the plan says which settings make it enough.", metavar="GB")
+    ] = 80,
 ) -> None:
-    """Show what a run would create, compute and store, and about how long it takes here; creates nothing.
+    """Show what a run would create, compute and store, how much GPU memory it needs and how long it takes.
 
-    Example: `dmdctl plan examples/distill-sd15.yaml --no-probe`
+    It creates nothing. Memory is found by running a training step of the real size without data.
+
+    Example: `dmdctl plan examples/distill-sdxl-dmd2.yaml --gpu H100 --gpu-memory 80`
     """
     if probe:
         _need_trainer("plan --probe")
     from dmdctl.plan import show_plan
 
-    show_plan(file, probe)
+    show_plan(file, probe, gpu, gpu_memory)
 
 
 @app.command()
@@ -159,6 +166,10 @@ def sample(
             help="Labels to go through, e.g. `3` or `0,1,2`. Default: all, one after another.", metavar="LABELS"
         ),
     ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What a text-to-image model draws; several are gone through, one after another."),
+    ] = None,
     tracking: Annotated[
         str | None,
         typer.Option(
@@ -174,7 +185,7 @@ def sample(
     _need_trainer("sample")
     from dmdctl.sample import sample_model
 
-    sample_model(model, out, count, seed, class_labels, tracking)
+    sample_model(model, out, count, seed, class_labels, prompt, tracking)
 
 
 @convert_app.command("edm")

@@ -16,7 +16,11 @@ from dmd_operator.conditions import STAGE_DONE
 from dmdctl.bars import Display
 
 WARNING = "  [yellow]![/yellow]"
-FAILURES = {"BadInput": ExitCode.BAD_INPUT, "TrainingDiverged": ExitCode.DIVERGED}
+FAILURES = {
+    "BadInput": ExitCode.BAD_INPUT,
+    "TrainingDiverged": ExitCode.DIVERGED,
+    "TrainingCollapsed": ExitCode.DIVERGED,
+}
 """Failures that `dmdctl run` has an exit code for; all others end with 1."""
 _ETA_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
@@ -143,6 +147,7 @@ def progress_of(status: RunStatus, now: datetime) -> Progress:
         # What was measured while distilling stays in the status, and says nothing of how fast images are drawn.
         images_per_second=status.images_per_second if status.step is not None else None,
         losses=status.losses if status.stage is Stage.DISTILL else {},
+        warnings=list(status.warnings),
         fid=status.fid,
         best_fid=status.best_fid,
         best_step=status.best_step,

@@ -15,11 +15,19 @@ from dmd_trainer.evaluation.pictures import image_grid
 from dmdctl.run import RUNS
 
 
-def sample_model(model: str, out: Path, count: int, seed: int, class_labels: str | None, tracking: str | None) -> None:
+def sample_model(
+    model: str,
+    out: Path,
+    count: int,
+    seed: int,
+    class_labels: str | None,
+    prompts: list[str] | None,
+    tracking: str | None,
+) -> None:
     """Draws `count` images and writes them as a grid.
 
     Raises:
-        BadInputError: there is no such model, the labels do not fit it, or the picture cannot be written.
+        BadInputError: there is no such model, the labels or prompts do not fit it, or the picture cannot be written.
     """
     import pandas as pd
 
@@ -30,11 +38,17 @@ def sample_model(model: str, out: Path, count: int, seed: int, class_labels: str
     labels = _labels(class_labels)
     rows: dict[str, Any] = {"seed": range(seed, seed + count)}
     classes = loaded.classes
+    if prompts and not loaded.takes_text:
+        raise BadInputError(f"--prompt: {model} is not conditioned on text; leave it out")
     if classes is not None:
         labels = labels or list(range(classes))
         if max(labels) >= classes:
             raise BadInputError(f"--class-labels: {model} knows the labels 0 to {classes - 1}, not {max(labels)}")
         rows["class_label"] = [labels[i % len(labels)] for i in range(count)]
+    elif loaded.takes_text:
+        if not prompts:
+            raise BadInputError(f"--prompt: missing; {model} draws from text: give one or more")
+        rows["prompt"] = [prompts[i % len(prompts)] for i in range(count)]
     elif labels:
         raise BadInputError(f"--class-labels: {model} is not conditioned on classes; leave them out")
     console = Console()
@@ -63,7 +77,9 @@ class _Generator:
         self._model = GeneratorModel()
         self._context = PythonModelContext({"pipeline": str(pipeline)}, arguments)
         self._model.load_context(self._context)
-        self.classes: int | None = self._model.pipeline.unet.config.num_class_embeds
+        parts = self._model.pipeline
+        self.takes_text = "tokenizer" in parts.components
+        self.classes: int | None = None if self.takes_text else parts.unet.config.num_class_embeds
 
     def draw(self, rows: Any) -> torch.Tensor:
         """Images [N, C, H, W] in [-1, 1]."""

@@ -206,6 +206,12 @@ def _status() -> dict[str, Any]:
             "progress": {**text, "description": "The stage's progress in per cent."},
             "eta": {**text, "description": "Estimated time to the stage's end."},
             "losses": {"type": "object", "maxProperties": 16, "additionalProperties": number},
+            "warnings": {
+                "type": "array",
+                "maxItems": 16,
+                "items": {**text, "maxLength": 1024},
+                "description": "What is wrong with the training now: symptom, likely cause, field to change.",
+            },
             "imagesPerSecond": number,
             "fid": {**number, "description": "The latest Frechet distance of the generator's EMA."},
             "bestFid": {**number, "description": "The lowest so far: that generator is exported."},

@@ -32,6 +32,12 @@ class TrainingDivergedError(DMDError):
     exit_code = ExitCode.DIVERGED
 
 
+class TrainingCollapsedError(TrainingDivergedError):
+    """The generator's images are collapsing, and `training.stopOnCollapse` ends a run that does."""
+
+    reason = "TrainingCollapsed"
+
+
 class InfrastructureError(DMDError):
     """Storage, the network or a peer failed for longer than the retries last."""
 

@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     GATES_FAILED = 3
     """All is done and registered, but a quality gate failed: the model version has no alias."""
     DIVERGED = 4
-    """Training diverged (a loss or gradient is NaN or exploded): the same seed would diverge again."""
+    """Training diverged (a loss or gradient is NaN or exploded) or collapsed: the same seed would do so again."""
     INFRASTRUCTURE = 6
     """Storage, network or a peer failed for longer than the retries last: tried again, counted as a failure."""
     INTERRUPTED = 130

@@ -99,7 +99,7 @@ class ClassLabels(Model):
 
 
 class Prompts(Location):
-    """Prompts, one a line (.txt), an object a line (.jsonl) or a row (.parquet); of a folder all such files are read."""
+    """Prompts, one a line (.txt), an object a line (.jsonl) or a row (.parquet); of a folder, all such files."""
 
     column: str | None = Field(
         None,

@@ -86,6 +86,10 @@ class Progress(BaseModel):
     images_per_second: float | None = None
     losses: dict[str, float] = Field(default_factory=dict, max_length=16)
     """The latest losses by name: `distribution_matching`, `regression`, `fake_score`."""
+    health: dict[str, float] = Field(default_factory=dict, max_length=16)
+    """The latest measures of a run's health by name: `fake_score_loss`, `diversity`, `saturation`, ..."""
+    warnings: list[Annotated[str, Field(max_length=1024)]] = Field(default_factory=list, max_length=16)
+    """What is wrong with the training now: symptom, likely cause and the field to change; empty for a healthy run."""
     fid: float | None = None
     """The latest Frechet distance of the generator's EMA, where one was measured."""
     best_fid: float | None = None

@@ -53,6 +53,8 @@ class RunStatus(StatusModel):
     progress: str | None = None
     eta: str | None = None
     losses: dict[str, float] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """What rank 0 of the present attempt warned of when it last answered."""
     images_per_second: float | None = None
     fid: float | None = None
     best_fid: float | None = None

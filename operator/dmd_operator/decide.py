@@ -1,7 +1,8 @@
 """The decision: from what is wanted, known and observed to what is to be done. Pure: no cluster, no clock, no memory.
 
 This file only strings the rules together; each is in a file of its own: `outcomes`, `attempts`, `waits`, `stalls`,
-`deadline`, `conditions`. What it returns may be applied by half or not at all: the next look leads to the same end.
+`health`, `deadline`, `conditions`. What it returns may be applied by half or not at all: the next look leads to the
+same end.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Literal
 from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import Stage
 from dmd_api.status import RunStatus
-from dmd_operator import attempts, deadline, stalls, waits
+from dmd_operator import attempts, deadline, health, stalls, waits
 from dmd_operator.conditions import STAGE_DONE, with_condition
 from dmd_operator.observed import ObservedJob
 from dmd_operator.outcomes import Kind, Outcome, outcome_of, result_of
@@ -113,6 +114,7 @@ def _next_attempt(run: Run) -> Decision:
             "activity": None,
             "last_progress_time": None,
             "next_attempt_time": None,
+            "warnings": (),
         }
     )
     # The last failed Job stays, for its pods' logs.
@@ -125,6 +127,7 @@ def _next_attempt(run: Run) -> Decision:
 
 def _goes_on(run: Run, job: ObservedJob) -> Decision:
     status = stalls.with_progress(run.status, job, run.progress, run.now)
+    status, events = health.with_health(status, job, run.progress)
     left = stalls.until_stalled(status, run.settings.stall_timeout, run.now)
     if left is not None and left <= timedelta():
         minutes = round(run.settings.stall_timeout.total_seconds() / 60)
@@ -151,10 +154,12 @@ def _goes_on(run: Run, job: ObservedJob) -> Decision:
             message = f"{job.stage}: attempt {job.attempt} runs, but its progress is not seen, nor would a stall be"
             remedy = "does a network policy keep the operator from its pods?"
             status = _healthy(run, status, "Unknown", "ProgressUnknown", f"{message}; {remedy}")
+        elif status.warnings:
+            status = _healthy(run, status, "False", health.COLLAPSING, "; also: ".join(status.warnings))
         else:
             status = _healthy(run, status, "True", "Running", f"{job.stage}: attempt {job.attempt} runs")
         status = _not_stalled(run, status)
-    return Decision(status, again=_sooner(run.settings.progress_every, left))
+    return Decision(status, events=events, again=_sooner(run.settings.progress_every, left))
 
 
 def _ended(run: Run, job: ObservedJob | None, outcome: Outcome) -> Decision:
@@ -163,7 +168,7 @@ def _ended(run: Run, job: ObservedJob | None, outcome: Outcome) -> Decision:
     if outcome.kind is Kind.DONE or (outcome.kind is Kind.GATES_FAILED and stage is Stage.EVALUATE):
         return _stage_done(run, outcome)
     status = run.status.model_copy(update={"ended_attempt": number})
-    if outcome.kind in {Kind.BAD_INPUT, Kind.DIVERGED} and stage is not Stage.PREFLIGHT:
+    if outcome.kind in {Kind.BAD_INPUT, Kind.DIVERGED, Kind.COLLAPSED} and stage is not Stage.PREFLIGHT:
         return _failed(run, status, str(outcome.kind), outcome.message)
     if outcome.kind is Kind.DISRUPTED:
         wait = attempts.back_off(0)
@@ -230,6 +235,7 @@ def _latched(run: Run, outcome: Outcome) -> Decision:
             "next_attempt_time": None,
             "last_progress_time": None,
             "activity": None,
+            "warnings": (),
             "step": None,
             "total": None,
             "unit": None,

@@ -16,6 +16,8 @@ class Kind(StrEnum):
     """Done too: the model version is there, without its alias."""
     BAD_INPUT = "BadInput"
     DIVERGED = "TrainingDiverged"
+    COLLAPSED = "TrainingCollapsed"
+    """What `training.stopOnCollapse` ends: its exit code is that of training that diverged."""
     DISRUPTED = "Disrupted"
     """Nobody's fault: the next attempt follows at once, and nothing is counted."""
     FAILED = "AttemptFailed"
@@ -51,7 +53,7 @@ def outcome_of(job: ObservedJob) -> Outcome | None:
         return Outcome(Kind.DONE, result=result_of(job))
     for code, kind in _CAUSES.items():
         if pod := next((pod for pod in job.pods if pod.exit_code == code), None):
-            return Outcome(kind, _say(pod))
+            return Outcome(_more_exactly(kind, pod), _say(pod))
     if job.stage is Stage.PREPARE and job.failed is None and not job.deleting:
         return None
     # Only index 0 carries the result; where it was ended before it could say so, the stage is done again.
@@ -68,6 +70,13 @@ def outcome_of(job: ObservedJob) -> Outcome | None:
         names = ", ".join(str(pod.index) for pod in ended)
         return Outcome(Kind.DISRUPTED, f"interrupted, or left by a peer: worker {names}")
     return Outcome(Kind.FAILED, f"its Job failed: {job.failed}") if job.failed is not None else None
+
+
+def _more_exactly(kind: Kind, pod: ObservedPod) -> Kind:
+    """What two ends of one exit code are told apart by: the reason among the pod's last words."""
+    error = pod.result.error if pod.result is not None else None
+    collapsed = kind is Kind.DIVERGED and error is not None and error.reason == Kind.COLLAPSED
+    return Kind.COLLAPSED if collapsed else kind
 
 
 def _is_cause(pod: ObservedPod) -> bool:

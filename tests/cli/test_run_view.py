@@ -10,6 +10,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import Progress, Stage
 from dmd_api.status import RunStatus
+from dmdctl.bars import describe
 from dmdctl.run_view import RunView, eta_seconds, exit_code, progress_of, read_status, stages, summary
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -186,6 +187,26 @@ def test_why_an_attempt_ended_is_said_by_its_event_or_else_by_the_condition(hear
     assert len(display.said()) == lines
 
 
+@pytest.mark.parametrize("hears", [True, False])
+def test_a_run_that_collapses_is_said_to_once_and_its_bar_goes_on_saying_so(hears: bool) -> None:
+    seen, display = view(hears=hears)
+    warning = "the images of one condition become alike; raise spec.method.regression.weight"
+    seen.see(resource(condition("Healthy", "True", "Running", "distill: attempt 1 runs"), **DISTILL, attempt=1))
+    display.new()
+    collapsing = resource(
+        condition("Healthy", "False", "Collapsing", warning), **DISTILL, attempt=1, warnings=[warning]
+    )
+    for _ in range(2):
+        seen.see(collapsing)
+    if hears:
+        seen.hear({"type": "Warning", "reason": "Collapsing", "note": warning})
+    assert [warning in line for line in display.said()] == [True]
+    assert "collapsing" in describe(progress_of(read_status(collapsing), NOW))
+    joined, display = view()
+    joined.see(collapsing)
+    assert [warning in line for line in display.said()] == [True]
+
+
 def test_the_same_failure_of_the_next_attempt_is_said_again() -> None:
     seen, display = view()
     failed = condition("Healthy", "False", "AttemptFailed", "the disk is full")
@@ -213,6 +234,7 @@ def test_the_same_failure_of_the_next_attempt_is_said_again() -> None:
         ),
         ([condition("Failed", "True", "BadInput", "m")], ExitCode.BAD_INPUT, "BadInput: m"),
         ([condition("Failed", "True", "TrainingDiverged", "m")], ExitCode.DIVERGED, "TrainingDiverged: m"),
+        ([condition("Failed", "True", "TrainingCollapsed", "m")], ExitCode.DIVERGED, "TrainingCollapsed: m"),
         ([condition("Failed", "True", "RestartsExhausted", "m")], ExitCode.UNEXPECTED, "RestartsExhausted: m"),
         (
             [condition("Failed", "True", "DeadlineExceeded", "m")],

@@ -36,8 +36,8 @@ def main(manifest: str, pairs: str, out: str) -> None:
     for step in range(2):
         distillation.step()
         for name, network in (
-            ("generator", distillation.generator_network),
-            ("fake_score", distillation.fake_score_network),
+            ("generator", distillation.generator_network.module),
+            ("fake_score", distillation.fake_score_network.module),
         ):
             for key, parameter in network.named_parameters():
                 found[f"{step}/{name}/{key}/gradient"] = parameter.grad.clone()

@@ -35,7 +35,7 @@ class Constant(nn.Module):
         super().__init__()
         self.output = output
 
-    def forward(self, sample: Tensor, time: Tensor, return_dict: bool = True, **condition: Tensor) -> tuple[Tensor]:
+    def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True, **condition: Tensor) -> tuple[Tensor]:
         return (self.output,)
 
 

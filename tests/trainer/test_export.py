@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from dmd_api.errors import BadInputError
+from dmd_api.manifest import Method
 from dmd_trainer.export import CardFacts, call_arguments, check_exportable, export_pipeline
-from dmd_trainer.generator import OneStepGenerator
+from dmd_trainer.generator import Generator
 from dmd_trainer.schedules import schedule_from_scheduler
 from dmd_trainer.teachers import Teacher, load_teacher
 
@@ -35,7 +36,7 @@ def own_pixels(teacher: Teacher, weights: dict[str, torch.Tensor], timestep: int
     network.load_state_dict(weights)
     condition = {} if teacher.num_class_embeds is None else {"class_labels": torch.tensor([3, 7])}
     with torch.no_grad():
-        images = OneStepGenerator(teacher.denoiser.with_network(network), timestep)(noise, condition)
+        images = Generator(teacher.denoiser.with_network(network), (timestep,))(noise, condition)
     return ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
 
 
@@ -72,7 +73,7 @@ def pipeline_noise() -> torch.Tensor:
 def test_a_consistency_pipeline_gives_the_trainers_own_pixels(tiny_teacher: Path, tmp_path: Path) -> None:
     teacher = load_teacher(tiny_teacher)
     weights = perturbed(teacher)
-    export_pipeline(teacher, weights, 999, tmp_path / "pipeline", FACTS)
+    export_pipeline(teacher, weights, [999], tmp_path / "pipeline", FACTS)
     found = foreign_pixels(tmp_path / "pipeline", tmp_path, class_labels=[3, 7])
     np.testing.assert_allclose(found, own_pixels(teacher, weights, 999, pipeline_noise()), atol=1e-5)
 
@@ -82,7 +83,7 @@ def test_a_network_with_edms_own_time_is_folded_into_a_consistency_pipeline(tiny
     schedule = schedule_from_scheduler({"_class_name": "EDMEulerScheduler", "sigma_data": 0.75})
     teacher = replace(loaded, denoiser=replace(loaded.denoiser, schedule=schedule))
     weights = perturbed(teacher)
-    export_pipeline(teacher, weights, 900, tmp_path / "pipeline", FACTS)
+    export_pipeline(teacher, weights, [900], tmp_path / "pipeline", FACTS)
     found = foreign_pixels(tmp_path / "pipeline", tmp_path, class_labels=[3, 7])
     np.testing.assert_allclose(found, own_pixels(teacher, weights, 900, pipeline_noise()), atol=1e-5)
 
@@ -91,7 +92,7 @@ def test_a_network_with_edms_own_time_is_folded_into_a_consistency_pipeline(tiny
 def test_a_ddim_pipeline_gives_the_trainers_own_pixels(tiny_ddpm: Path, tmp_path: Path, timestep: int) -> None:
     teacher = load_teacher(tiny_ddpm)
     weights = perturbed(teacher)
-    export_pipeline(teacher, weights, timestep, tmp_path / "pipeline", FACTS)
+    export_pipeline(teacher, weights, [timestep], tmp_path / "pipeline", FACTS)
     found = foreign_pixels(tmp_path / "pipeline", tmp_path)
     np.testing.assert_allclose(found, own_pixels(teacher, weights, timestep, pipeline_noise()), atol=1e-5)
 
@@ -100,7 +101,7 @@ def test_the_card_and_the_licence_go_along(tiny_teacher: Path, tmp_path: Path) -
     (tiny_teacher / "LICENSE.md").write_text("the teacher's terms")
     (tiny_teacher / "README.md").write_text("---\nlicense: openrail\n---\n")
     teacher = load_teacher(tiny_teacher)
-    export_pipeline(teacher, perturbed(teacher), 999, tmp_path / "pipeline", FACTS)
+    export_pipeline(teacher, perturbed(teacher), [999], tmp_path / "pipeline", FACTS)
     assert (tmp_path / "pipeline" / "LICENSE.md").read_text() == "the teacher's terms"
     card = (tmp_path / "pipeline" / "README.md").read_text()
     assert "license: openrail" in card
@@ -110,4 +111,4 @@ def test_the_card_and_the_licence_go_along(tiny_teacher: Path, tmp_path: Path) -
 def test_what_no_stock_pipeline_calls_is_refused(tiny_ddpm: Path) -> None:
     teacher = load_teacher(tiny_ddpm)
     with pytest.raises(BadInputError, match="no pipeline"):
-        check_exportable(replace(teacher, num_class_embeds=10))
+        check_exportable(replace(teacher, num_class_embeds=10), Method())

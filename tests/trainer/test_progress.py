@@ -18,7 +18,7 @@ def get(server: ProgressServer, path: str) -> str:
 def test_progress_and_metrics_follow_the_board() -> None:
     board = ProgressBoard(Stage.DISTILL, attempt=2)
     with ProgressServer(board, "127.0.0.1:0") as server:
-        board.update(step=3, total=10, losses={"regression": 0.5}, fid=1.5)
+        board.update(step=3, total=10, losses={"regression": 0.5}, fid=1.5, health={"diversity": 0.9}, warnings=["x"])
         board.advance(4)
         board.message("look")
         progress = Progress.model_validate(json.loads(get(server, "/progress")))
@@ -26,6 +26,8 @@ def test_progress_and_metrics_follow_the_board() -> None:
         metrics = get(server, "/metrics")
         assert 'dmd_step{stage="distill"} 7.0' in metrics
         assert 'dmd_loss{loss="regression",stage="distill"} 0.5' in metrics
+        assert 'dmd_health{measure="diversity",stage="distill"} 0.9' in metrics
+        assert 'dmd_health_warnings{stage="distill"} 1.0' in metrics
         assert "dmd_best_fid" not in metrics
         with pytest.raises(urllib.error.HTTPError):
             get(server, "/other")

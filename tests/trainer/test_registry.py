@@ -30,7 +30,7 @@ def registered(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     uri = f"sqlite:///{folder}/mlflow.db"
     teacher = load_teacher(tiny_teacher)
     weights = teacher.denoiser.network.state_dict()
-    export_pipeline(teacher, weights, 999, folder / "pipeline", CardFacts("tiny", "file:///t", "DMD", "abc", "1"))
+    export_pipeline(teacher, weights, [999], folder / "pipeline", CardFacts("tiny", "file:///t", "DMD", "abc", "1"))
     versions = [
         register_generator(
             uri,
@@ -40,7 +40,7 @@ def registered(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             "tiny",
             folder / "pipeline",
             call_arguments("ConsistencyModelPipeline"),
-            True,
+            "class_label",
             {GENERATOR_TAG: "sha", "dmd.method": "DMD"},
         )
         for _ in range(2)

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location, Regression
+from dmd_trainer.autoencoder import Pixels
 from dmd_trainer.regression import regression_loss
 
 
@@ -26,7 +27,7 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_lpips_is_the_packages_own_with_the_weights_given(vgg: Path, tmp_path: Path) -> None:
     regression = Regression(pairs=1, loss="LPIPS", features=Location(uri=vgg.as_uri()))
-    loss = regression_loss(regression, tmp_path, torch.device("cpu"))
+    loss = regression_loss(regression, tmp_path, torch.device("cpu"), Pixels())
     a, b = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     from safetensors.torch import load_file
@@ -43,7 +44,7 @@ def test_lpips_is_the_packages_own_with_the_weights_given(vgg: Path, tmp_path: P
 
 def test_small_and_grey_images_are_enlarged(vgg: Path, tmp_path: Path) -> None:
     regression = Regression(pairs=1, loss="LPIPS", features=Location(uri=vgg.as_uri()))
-    loss = regression_loss(regression, tmp_path, torch.device("cpu"))
+    loss = regression_loss(regression, tmp_path, torch.device("cpu"), Pixels())
     a = torch.zeros(1, 1, 8, 8, requires_grad=True)
     loss(a, torch.ones(1, 1, 8, 8)).backward()
     assert a.grad is not None
@@ -59,4 +60,4 @@ def test_weights_that_are_none_are_refused(content: bytes | None, tmp_path: Path
         path.write_bytes(content)
     regression = Regression(pairs=1, loss="LPIPS", features=Location(uri=path.as_uri()))
     with pytest.raises(BadInputError, match=r"spec\.method\.regression\.features\.uri"):
-        regression_loss(regression, tmp_path, torch.device("cpu"))
+        regression_loss(regression, tmp_path, torch.device("cpu"), Pixels())

@@ -72,4 +72,4 @@ def test_a_solver_that_does_not_fit_the_teacher_is_refused(tiny_teacher: Path, t
 
 def test_an_unconditional_teacher_cannot_be_guided(tiny_ddpm: Path) -> None:
     with pytest.raises(BadInputError, match="guidanceScale"):
-        guide(load_teacher(tiny_ddpm), 2.0)
+        guide(load_teacher(tiny_ddpm), 2.0, None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from safetensors.torch import load, save
@@ -32,15 +33,16 @@ class BestGenerator:
         self.step: int | None = index.get("step")
         self.fid: float | None = index.get("fid")
 
-    def offer(self, step: int, fid: float, weights: dict[str, Tensor]) -> None:
-        """Takes `weights` if their `fid` is the lowest so far."""
+    def offer(self, step: int, fid: float, weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Takes what `weights` gives if its `fid` is the lowest so far; all ranks ask for it together."""
         if self.fid is not None and not fid < self.fid:
             return
         self.step, self.fid = step, fid
+        taken = weights()
         if not self._writes:
             return
         key = f"generator/step-{step:06d}.safetensors"
-        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in taken.items()})
         self._storage.write(key, content)
         index = {"step": step, "fid": fid, "file": key, "sha256": hashlib.sha256(content).hexdigest()}
         self._storage.write(INDEX, json.dumps(index, indent=1).encode())

@@ -1,5 +1,9 @@
-"""What the networks are conditioned on: class labels, or nothing."""
+"""What the networks are conditioned on: class labels, or nothing; prompts are in `prompts.py`.
 
+A condition is drawn as small numbers, which is what pairs and caches keep, and embedded into the network's arguments.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +11,9 @@ from torch import Tensor
 
 from dmd_trainer.denoiser import Condition
 from dmd_trainer.keyed import Draws
+
+Drawn = Mapping[str, Tensor]
+"""A batch's conditions by number: {"class_labels": [B]}, {"prompt": [B]}, or {}."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +28,26 @@ class Conditions:
     class_count: int | None = None
     null_label: int | None = None
 
+    @property
+    def identity(self) -> str:
+        """What tells these conditions from others, for the keys of caches."""
+        return f"classes-{self.class_count}"
+
     def draw(self, draws: Draws) -> dict[str, Tensor]:
-        """The condition of a batch, each class as likely as another; always the first numbers taken from `draws`."""
+        """The conditions of a batch, each class as likely as another; always the first numbers taken from `draws`."""
         if self.class_count is None:
             return {}
         return {"class_labels": draws.integers(0, self.class_count)}
 
+    def in_turn(self, count: int) -> dict[str, Tensor]:
+        """`count` conditions one after the other, for pictures: class after class, and from the start again."""
+        return {} if self.class_count is None else {"class_labels": torch.arange(count) % self.class_count}
+
+    def embed(self, drawn: Drawn, device: torch.device) -> dict[str, Tensor]:
+        """The network's arguments [B, ...] for drawn conditions, on `device`."""
+        return {key: value.to(device) for key, value in drawn.items()}
+
     @property
     def negative(self) -> Condition | None:
-        """The condition that guidance leads away from, [1]; None where the teacher has none."""
+        """The condition that guidance leads away from, [1, ...]; None where the teacher has none."""
         return None if self.null_label is None else {"class_labels": torch.tensor([self.null_label])}
-
-
-def to_device(condition: Condition, device: torch.device) -> dict[str, Tensor]:
-    """The condition on another device."""
-    return {key: value.to(device) for key, value in condition.items()}

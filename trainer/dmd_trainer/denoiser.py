@@ -8,7 +8,7 @@ in float32 or wider; the network alone may run in bfloat16.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from dmd_trainer.schedules import NoiseLevel, Schedule, per_sample
 
 Condition = Mapping[str, Tensor]
-"""The network's keyword arguments beside sample and time, each [B, ...]: {"class_labels": [B]}, or {}."""
+"""The network's keyword arguments beside sample and time, each [B, ...], by diffusers' names.
+
+{} or {"class_labels": [B]} for pixels; `encoder_hidden_states` [B, L, D] for text, with SDXL's `text_embeds` [B, D] and
+`time_ids` [B, 6], or SD3's `pooled_projections` [B, D].
+"""
+
+ADDED_CONDITIONS = ("text_embeds", "time_ids")
+"""What diffusers takes in a dictionary of its own, `added_cond_kwargs`."""
 
 
 class Prediction(StrEnum):
@@ -65,7 +72,7 @@ class Denoiser:
     """A network behind its preconditioning.
 
     Attributes:
-        network: a diffusers model, called as network(sample, time, **condition, return_dict=False)[0].
+        network: a diffusers model, called as network(sample, timestep=..., **condition, return_dict=False)[0].
         schedule: the teacher's noise levels.
         prediction: what the network's output means.
         autocast: the dtype that the network alone runs in, e.g. torch.bfloat16; None leaves it as it is.
@@ -87,19 +94,32 @@ class Denoiser:
         Returns:
             [B, C, H, W], in the dtype of `x_t`.
         """
-        skip, out, into = (per_sample(s, x_t) for s in self.scalings(level))
+        skip, out, _ = (per_sample(s, x_t) for s in self.scalings(level))
+        return skip * x_t + out * self.call_network(x_t, level, condition).to(x_t.dtype)
+
+    def call_network(self, x_t: Tensor, level: NoiseLevel, condition: Condition, **options: Any) -> Tensor:
+        """What the network itself says: F(c_in x_t, time); `options` are passed on to it."""
+        into = per_sample(self.scalings(level).into, x_t)
         with torch.autocast(x_t.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             time = level.time.to(x_t.device, torch.promote_types(x_t.dtype, torch.float32))
-            (output,) = self.network(into * x_t, time, **condition, return_dict=False)
-        return skip * x_t + out * output.to(x_t.dtype)
+            arguments = _arguments(condition, x_t)
+            (output,) = self.network(into * x_t, timestep=time, **arguments, return_dict=False, **options)
+        return output
 
     def scalings(self, level: NoiseLevel) -> Scalings:
         """This network's scalings at `level`."""
         return scalings(self.prediction, level, self.schedule.sigma_data)
 
-    def with_network(self, network: nn.Module) -> Self:
-        """The same preconditioning around another network (a trainable copy, its EMA)."""
-        return replace(self, network=network)
+    def with_network(self, network: nn.Module, autocast: torch.dtype | None = None) -> Self:
+        """The same preconditioning around another network (a trainable copy, its EMA), which runs in `autocast`."""
+        return replace(self, network=network, autocast=autocast)
+
+
+def _arguments(condition: Condition, like: Tensor) -> dict[str, Any]:
+    """The condition as diffusers takes it; embeddings, which are kept in half precision, in the samples' dtype."""
+    arguments: dict[str, Any] = {k: v.to(like.dtype) if v.is_floating_point() else v for k, v in condition.items()}
+    added = {key: arguments.pop(key) for key in ADDED_CONDITIONS if key in arguments}
+    return {**arguments, "added_cond_kwargs": added} if added else arguments
 
 
 @dataclass(frozen=True)
@@ -111,7 +131,7 @@ class Guided:
     Attributes:
         denoiser: what is guided.
         scale: 1 leaves guidance, and its second half of the batch, out.
-        negative: makes the negative condition of a condition; needed where scale is not 1.
+        negative: the condition [1, ...] that is led away from; needed where scale is not 1.
     """
 
     denoiser: Denoiser

@@ -1,40 +1,69 @@
-"""Distribution Matching Distillation: its state, and one step of it (arXiv 2311.18828, algorithm 1).
+"""Distribution Matching Distillation: its state, and one step of it (DMD, arXiv 2311.18828; DMD2, arXiv 2405.14867).
 
 Everything random in step n is keyed by (seed, n, global sample index), everything else is in `Distillation.state`:
 loading the state and counting on from its step is resuming the run, bit for bit.
 """
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from dmd_api.errors import TrainingDivergedError
 from dmd_api.manifest import Spec, Training
-from dmd_trainer.conditions import Conditions, to_device
-from dmd_trainer.distributed import average_gradients, local_slice
-from dmd_trainer.generator import OneStepGenerator
+from dmd_trainer.conditions import Conditions
+from dmd_trainer.denoiser import Condition
+from dmd_trainer.distributed import local_slice
+from dmd_trainer.gan import FakeScore, discriminator_loss, generator_loss
+from dmd_trainer.generator import Generator, generator_timesteps
+from dmd_trainer.initial_weights import load_initial_weights
 from dmd_trainer.keyed import Draws
+from dmd_trainer.lora import add_lora
 from dmd_trainer.losses import (
     denoising_loss,
     distribution_matching_gradient,
     distribution_matching_loss,
 )
 from dmd_trainer.pairs import Pairs
-from dmd_trainer.schedules import add_noise, middle_indices
+from dmd_trainer.schedules import NoiseLevel, add_noise, middle_indices
+from dmd_trainer.sharding import set_gradient_sync, shard
 from dmd_trainer.solvers import guide
 from dmd_trainer.teachers import Teacher
+from dmd_trainer.trained_network import Ema, TrainedNetwork, whole_weights
+
+
+class Images(Protocol):
+    """Real images for the GAN term."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Those at indices [B], as the teacher sees them [B, C, H, W], and their labels where they have some."""
+        ...
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights of an earlier run, by name; None: the teacher's."""
+
+    generator: dict[str, Tensor] | None = None
+    fake_score: dict[str, Tensor] | None = None
+
+
+class Generated(NamedTuple):
+    """Images of the generator, without gradients, and what they were made for.
+
+    Attributes:
+        images: [B, C, H, W].
+        condition: each [B, ...].
+    """
+
+    images: Tensor
+    condition: Condition
 
 
 @dataclass(frozen=True)
@@ -42,7 +71,8 @@ class StepReport:
     """What one step has to say, averaged over ranks.
 
     Attributes:
-        losses: by name: `distribution_matching`, `regression` (where there are pairs), `fake_score`.
+        losses: by name: `distribution_matching`, `regression` (with pairs), `fake_score`, and with a GAN term
+            `gan_generator` and `gan_discriminator`.
         gradient_norms: before clipping: `generator`, `fake_score`.
         learning_rates: `generator`, `fake_score`.
         seconds: this rank's time: `generator_update`, `fake_score_updates`.
@@ -62,11 +92,6 @@ def schedule_factor(step: int, training: Training) -> float:
     if training.learning_rate_schedule == "constant":
         return warmup
     return warmup * 0.5 * (1 + math.cos(math.pi * step / training.generator_updates))
-
-
-def ema_decay(step: int, decay: float) -> float:
-    """The EMA's decay at `step`: short-sighted at first, so that the initial weights do not linger."""
-    return min(decay, (1 + step) / (10 + step))
 
 
 @dataclass
@@ -93,6 +118,8 @@ class Distillation:
         regression_loss: of (generated, reference) images or latents, each [B, C, H, W].
         rank: this process among `world_size`.
         world_size: how many share the batch.
+        real_images: for the GAN term.
+        initial: weights to start from instead of the teacher's.
     """
 
     def __init__(
@@ -104,29 +131,39 @@ class Distillation:
         regression_loss: Callable[[Tensor, Tensor], Tensor],
         rank: int = 0,
         world_size: int = 1,
+        real_images: Images | None = None,
+        initial: InitialWeights | None = None,
     ) -> None:
         training, method = spec.training, spec.method
         self.teacher, self.training, self.method = teacher, training, method
         self.conditions, self.pairs, self.regression_loss = conditions, pairs, regression_loss
+        self.real_images, self.gan = real_images, method.gan
         self.device = teacher.denoiser.schedule.sigmas.device
-        self.dtype = next(teacher.denoiser.network.parameters()).dtype
-        self.mu_real = guide(teacher, spec.teacher.guidance_scale)
-        self.generator_network = _trainable_copy(teacher.denoiser.network)
-        self.fake_score_network = _trainable_copy(teacher.denoiser.network)
-        self.ema_network = copy.deepcopy(teacher.denoiser.network)
-        timestep = (
-            len(teacher.denoiser.schedule) - 1 if method.generator_timestep is None else method.generator_timestep
-        )
-        self.generator = OneStepGenerator(teacher.denoiser.with_network(self.generator_network), timestep)
-        self.ema_generator = OneStepGenerator(teacher.denoiser.with_network(self.ema_network), timestep)
-        self.mu_fake = teacher.denoiser.with_network(self.fake_score_network)
+        self.mu_real = guide(teacher, spec.teacher.guidance_scale, conditions.negative)
+        initial = initial or InitialWeights()
 
-        self.generator_learning_rate = training.learning_rate
-        self.fake_score_learning_rate = training.fake_score.learning_rate or training.learning_rate
-        self.generator_optimizer = _optimizer(self.generator_network, training, training.betas)
-        self.fake_score_optimizer = _optimizer(
-            self.fake_score_network, training, training.fake_score.betas or training.betas
+        network, average = teacher.trainable_network(), teacher.trainable_network()
+        self.dtype = next(network.parameters()).dtype
+        for copy in (network, average):
+            load_initial_weights(copy, initial.generator, "generator")
+            if method.lora is not None:
+                add_lora(copy, method.lora)
+        fake_score = FakeScore(teacher.trainable_network(), gan=method.gan is not None)
+        load_initial_weights(fake_score, initial.fake_score, "fakeScore")
+        own = training.fake_score
+        self.generator_network = TrainedNetwork("generator", network, training, training.learning_rate, training.betas)
+        self.fake_score_network = TrainedNetwork(
+            "fake score", fake_score, training, own.learning_rate or training.learning_rate, own.betas or training.betas
         )
+        self.ema = Ema(average, training)
+        shard(teacher.denoiser.network, training)  # after the copies: shards cannot be copied
+
+        autocast = torch.bfloat16 if training.precision == "bf16" else None
+        timesteps = generator_timesteps(method, teacher.denoiser.schedule)
+        denoiser = teacher.denoiser.with_network(network, autocast)
+        self.generator = Generator(denoiser, timesteps)
+        self.ema_generator = Generator(denoiser.with_network(average, autocast), timesteps)
+        self.mu_fake = denoiser.with_network(fake_score, autocast)
 
         # A batch's samples are numbered globally; this rank works on its own part, in micro-batches.
         indices = local_slice(training.batch_size, rank, world_size)
@@ -144,29 +181,29 @@ class Distillation:
         Raises:
             TrainingDivergedError: a loss or a gradient is not finite, or a loss is beyond `training.maxLoss`.
         """
-        step, training = self.step_count, self.training
-        factor = schedule_factor(step, training)
+        step = self.step_count
+        factor = schedule_factor(step, self.training)
         timer = _Timer()
 
         losses, generator_norm, generated = self._update_generator(step, factor, float(stop_requested))
         stop = losses.pop("stop") > 0
         timer.lap("generator_update")
 
-        fake_score_loss = 0.0
         updates = self.method.fake_score_updates
         for update in range(updates):
             batches = generated if update == 0 else self._fresh_images(step, update)
-            loss, fake_score_norm = self._update_fake_score(step, update, factor, batches)
-            fake_score_loss += loss / updates
+            found, fake_score_norm = self._update_fake_score(step, update, factor, batches)
+            for name, value in found.items():
+                losses[name] = losses.get(name, 0.0) + value / updates
         timer.lap("fake_score_updates")
 
         self.step_count += 1
         return StepReport(
-            losses=losses | {"fake_score": fake_score_loss},
+            losses=losses,
             gradient_norms={"generator": generator_norm, "fake_score": fake_score_norm},
             learning_rates={
-                "generator": factor * self.generator_learning_rate,
-                "fake_score": factor * self.fake_score_learning_rate,
+                "generator": factor * self.generator_network.learning_rate,
+                "fake_score": factor * self.fake_score_network.learning_rate,
             },
             seconds=timer.seconds,
             stop=stop,
@@ -174,25 +211,30 @@ class Distillation:
 
     def _update_generator(
         self, step: int, factor: float, stop: float
-    ) -> tuple[dict[str, float], float, list[tuple[Tensor, dict[str, Tensor]]]]:
+    ) -> tuple[dict[str, float], float, list[Generated]]:
         """One update of the generator and its EMA; returns losses, gradient norm, and images with their conditions."""
         schedule = self.teacher.denoiser.schedule
         totals: dict[str, Tensor] = {}
-        images: list[tuple[Tensor, dict[str, Tensor]]] = []
-        self.generator_optimizer.zero_grad()
+        images: list[Generated] = []
+        number = self._generator_step("generator update", step)
+        self.generator_network.zero_grad()
         for indices in self.micro_batches:
             draws = Draws(self.training.seed, "generator update", step, indices)
             condition, noise = self._draw_inputs(draws)
             index = draws.integers(*middle_indices(len(schedule)))
             eps = self._normal(draws)
 
+            with torch.no_grad():
+                x_in = self.generator.input(noise, condition, number)
             # One call for both losses: a generator pass over twice the batch costs less than two passes.
             if self.pairs is not None:
-                pair_noise, reference, pair_condition = self.pairs.at(draws.integers(0, len(self.pairs)))
-                both = {k: torch.cat([v, pair_condition[k].to(self.device)]) for k, v in condition.items()}
-                x, x_pairs = self.generator(torch.cat([noise, pair_noise.to(noise)]), both).chunk(2)
+                pair_noise, reference, drawn = self.pairs.at(draws.integers(0, len(self.pairs)))
+                pair_condition = self.conditions.embed(drawn, self.device)
+                both = {key: torch.cat([value, pair_condition[key]]) for key, value in condition.items()}
+                x_pairs_in = self.generator.input(pair_noise.to(noise), pair_condition, 0)
+                x, x_pairs = self.generator.step(torch.cat([x_in, x_pairs_in]), both, number).chunk(2)
             else:
-                x = self.generator(noise, condition)
+                x = self.generator.step(x_in, condition, number)
 
             level = schedule.at(index.to(self.device))
             with torch.no_grad():
@@ -204,47 +246,74 @@ class Distillation:
             if self.pairs is not None:
                 losses["regression"] = self.regression_loss(x_pairs, reference.to(x))
                 loss = loss + self.regression_weight(step) * losses["regression"]
+            if self.gan is not None:
+                losses["gan_generator"] = generator_loss(self._classify(x, condition, draws))
+                loss = loss + self.gan.generator_weight * losses["gan_generator"]
             share = len(indices) / self.local_batch
+            set_gradient_sync(self.generator_network.module, indices is self.micro_batches[-1])
             (loss * share).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
-            images.append((x.detach(), condition))
+            images.append(Generated(x.detach(), condition))
 
-        parameters = list(self.generator_network.parameters())
-        averaged = average_gradients(parameters, {**totals, "stop": stop})
-        norm = self._clip(parameters, averaged, "generator", step)
-        _apply(self.generator_optimizer, factor * self.generator_learning_rate)
-        decay = ema_decay(step, self.training.ema_decay)
-        torch._foreach_lerp_(list(self.ema_network.parameters()), [p.detach() for p in parameters], 1 - decay)
+        averaged, norm = self.generator_network.update(factor, {**totals, "stop": stop}, step)
+        self.ema.update(self.generator_network.module, step)
         return averaged, norm, images
 
     @torch.no_grad()
-    def _fresh_images(self, step: int, update: int) -> Iterable[tuple[Tensor, dict[str, Tensor]]]:
+    def _fresh_images(self, step: int, update: int) -> Iterable[Generated]:
         """The generator's images for a further fake-score update, made without gradients, and their conditions."""
+        stream = f"fresh images {update}"
+        number = self._generator_step(stream, step)
         for indices in self.micro_batches:
-            condition, noise = self._draw_inputs(Draws(self.training.seed, f"fresh images {update}", step, indices))
-            yield self.generator(noise, condition), condition
+            condition, noise = self._draw_inputs(Draws(self.training.seed, stream, step, indices))
+            x_in = self.generator.input(noise, condition, number)
+            yield Generated(self.generator.step(x_in, condition, number), condition)
 
     def _update_fake_score(
-        self, step: int, update: int, factor: float, batches: Iterable[tuple[Tensor, dict[str, Tensor]]]
-    ) -> tuple[float, float]:
-        """One update of the fake score on generated images; returns its loss and gradient norm."""
+        self, step: int, update: int, factor: float, batches: Iterable[Generated]
+    ) -> tuple[dict[str, float], float]:
+        """One update of the fake score on generated images, and of the GAN's head; returns losses and gradient norm."""
         schedule = self.teacher.denoiser.schedule
-        self.fake_score_optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
+        self.fake_score_network.zero_grad()
+        totals: dict[str, Tensor] = {}
         for indices, (images, condition) in zip(self.micro_batches, batches, strict=True):
             draws = Draws(self.training.seed, f"fake score update {update}", step, indices)
             level = schedule.at(draws.integers(0, len(schedule)).to(self.device))
             eps = self._normal(draws)
-            loss = denoising_loss(self.mu_fake, images, eps, level, condition)
+            losses = {"fake_score": denoising_loss(self.mu_fake, images, eps, level, condition)}
+            loss = losses["fake_score"]
+            if self.gan is not None:
+                real, real_condition = self._real_images(draws, condition)
+                losses["gan_discriminator"] = discriminator_loss(
+                    self._classify(real, real_condition, draws), self._classify(images, condition, draws)
+                )
+                loss = loss + self.gan.guidance_weight * losses["gan_discriminator"]
             share = len(indices) / self.local_batch
+            set_gradient_sync(self.fake_score_network.module, indices is self.micro_batches[-1])
             (loss * share).backward()
-            total = total + loss.detach() * share
-        parameters = list(self.fake_score_network.parameters())
-        averaged = average_gradients(parameters, {"fake_score": total})
-        norm = self._clip(parameters, averaged, "fake score", step)
-        _apply(self.fake_score_optimizer, factor * self.fake_score_learning_rate)
-        return averaged["fake_score"], norm
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
+        return self.fake_score_network.update(factor, totals, step)
+
+    def _classify(self, x: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        """The GAN head's logits [B] of images noised to a random level of all (arXiv 2405.14867, section 4.3)."""
+        schedule = self.teacher.denoiser.schedule
+        level: NoiseLevel = schedule.at(draws.integers(0, len(schedule)).to(self.device))
+        x_t = add_noise(x, self._normal(draws), level)
+        return self.mu_fake.call_network(x_t, level, condition, classify=True).to(x.dtype)
+
+    def _real_images(self, draws: Draws, condition: Condition) -> tuple[Tensor, Condition]:
+        """As many real images as the batch has, and their conditions: their labels, or else the generated images'."""
+        assert self.real_images is not None, "the manifest's own rules ask for them"
+        images, labels = self.real_images.at(draws.integers(0, len(self.real_images)))
+        known = {key: labels[key].to(self.device) for key in condition if key in labels}
+        return images.to(self.device, self.dtype), {**condition, **known}
+
+    def _generator_step(self, stream: str, step: int) -> int:
+        """Which of the generator's steps this update is about: the same for the whole batch, on every rank."""
+        count = len(self.generator.timesteps)
+        return int(Draws(self.training.seed, f"{stream}: step", step, [0]).integers(0, count)) if count > 1 else 0
 
     def regression_weight(self, step: int) -> float:
         """The regression loss's weight at `step`, from `method.regression`."""
@@ -255,57 +324,32 @@ class Distillation:
             return regression.weight
         return regression.weight * 0.5 * (1 + math.cos(math.pi * step / self.training.generator_updates))
 
-    def _draw_inputs(self, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
-        condition = to_device(self.conditions.draw(draws), self.device)
+    def _draw_inputs(self, draws: Draws) -> tuple[Condition, Tensor]:
+        condition = self.conditions.embed(self.conditions.draw(draws), self.device)
         return condition, self._normal(draws)
 
     def _normal(self, draws: Draws) -> Tensor:
         return draws.normal(self.teacher.sample_shape).to(self.device, self.dtype)
 
-    def _clip(self, parameters: list[nn.Parameter], losses: Mapping[str, float], name: str, step: int) -> float:
-        """Clips to `training.gradientClipNorm`; every rank sees the same averages and so decides alike."""
-        limit = self.training.gradient_clip_norm
-        norm = float(nn.utils.clip_grad_norm_(parameters, limit if limit is not None else math.inf))
-        bad = {key: value for key, value in {**losses, "gradient norm": norm}.items() if not math.isfinite(value)}
-        exploded = {key: value for key, value in losses.items() if value > self.training.max_loss}
-        if bad or exploded:
-            found = ", ".join(f"{key} = {value:.4g}" for key, value in (bad or exploded).items())
-            raise TrainingDivergedError(
-                f"step {step}: the {name}'s training diverged ({found}); the last checkpoint from before it is kept. "
-                "Lower spec.training.learningRate or set spec.training.gradientClipNorm"
-            )
-        return norm
+    def ema_weights(self) -> dict[str, Tensor]:
+        """The averaged generator's weights, whole, on the CPU; called by every rank, empty but on the first."""
+        return whole_weights(self.ema.module)
+
+    def fake_score_weights(self) -> dict[str, Tensor]:
+        """The fake score's weights and its head's, as `ema_weights`."""
+        return whole_weights(self.fake_score_network.module)
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint must hold, as nested dictionaries of tensors."""
         return {
-            "generator": get_model_state_dict(self.generator_network),
-            "fake_score": get_model_state_dict(self.fake_score_network),
-            "ema": get_model_state_dict(self.ema_network),
-            "generator_optimizer": get_optimizer_state_dict(self.generator_network, self.generator_optimizer),
-            "fake_score_optimizer": get_optimizer_state_dict(self.fake_score_network, self.fake_score_optimizer),
+            "generator": self.generator_network.state(),
+            "fake_score": self.fake_score_network.state(),
+            "ema": get_model_state_dict(self.ema.module),
         }
 
     def load_state(self, state: dict[str, Any], step: int) -> None:
         """Takes up `state`, as `state()` gave it after `step` steps."""
-        set_model_state_dict(self.generator_network, state["generator"])
-        set_model_state_dict(self.fake_score_network, state["fake_score"])
-        set_model_state_dict(self.ema_network, state["ema"])
-        set_optimizer_state_dict(self.generator_network, self.generator_optimizer, state["generator_optimizer"])
-        set_optimizer_state_dict(self.fake_score_network, self.fake_score_optimizer, state["fake_score_optimizer"])
+        self.generator_network.load_state(state["generator"])
+        self.fake_score_network.load_state(state["fake_score"])
+        set_model_state_dict(self.ema.module, state["ema"])
         self.step_count = step
-
-
-def _trainable_copy(network: nn.Module) -> nn.Module:
-    # In training mode nothing changes but dropout, which a distilled network has no use for: it stays off.
-    return copy.deepcopy(network).requires_grad_(True)
-
-
-def _optimizer(network: nn.Module, training: Training, betas: tuple[float, float]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(network.parameters(), betas=betas, weight_decay=training.weight_decay, fused=True)
-
-
-def _apply(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()

@@ -77,8 +77,9 @@ def average_gradients(parameters: Iterable[nn.Parameter], scalars: Mapping[str, 
         The averaged scalars.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    reference = gradients[0]
     names = list(scalars)
+    given = next((value for value in scalars.values() if isinstance(value, Tensor)), torch.zeros(()))
+    reference = gradients[0] if gradients else given
     extra = torch.stack([torch.as_tensor(scalars[n]).to(reference) for n in names]) if names else reference.new_empty(0)
     _, world_size = rank_and_world_size()
     if world_size > 1:

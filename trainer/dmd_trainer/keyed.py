@@ -26,10 +26,11 @@ class Draws:
 
     def __init__(self, seed: int, stream: str, step: int, indices: Iterable[int]) -> None:
         # A stream's name becomes a number by CRC-32: stable across processes and versions, unlike hash().
+        self.indices = list(indices)
         key = np.array([seed, zlib.crc32(stream.encode())], dtype=np.uint64)
         self._generators = [
             np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, step, index], dtype=np.uint64)))
-            for index in indices
+            for index in self.indices
         ]
 
     def __len__(self) -> int:
@@ -45,3 +46,17 @@ class Draws:
     def integers(self, low: int, high: int) -> Tensor:
         """Uniform integers in [low, high): [B], int64, on the CPU."""
         return torch.tensor([int(g.integers(low, high)) for g in self._generators], dtype=torch.int64)
+
+
+def further_noise(noise: Tensor, stream: str) -> Tensor:
+    """More standard normal noise [B, C, H, W] as a function of each sample's first noise [B, C, H, W].
+
+    Generators of several steps add noise between them: made from the first, a sampler still is a function of its
+    noise and condition alone, whatever batch a sample is in.
+    """
+    rows = []
+    for row in noise.detach().float().cpu():
+        key = np.array([zlib.crc32(row.numpy().tobytes()), zlib.crc32(stream.encode())], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key))
+        rows.append(torch.from_numpy(generator.standard_normal(tuple(row.shape), dtype=np.float32)))
+    return torch.stack(rows).to(noise)

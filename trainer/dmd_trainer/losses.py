@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmd_trainer.denoiser import Denoiser
+from dmd_trainer.denoiser import Condition, Denoiser
 from dmd_trainer.schedules import NoiseLevel, add_noise, per_sample
 
 Weight = Callable[[Tensor, Tensor, NoiseLevel], Tensor]
@@ -43,9 +43,7 @@ def distribution_matching_loss(x: Tensor, gradient: Tensor) -> Tensor:
     return 0.5 * (x - target).square().mean()
 
 
-def denoising_loss(
-    denoiser: Denoiser, x0: Tensor, noise: Tensor, level: NoiseLevel, condition: dict[str, Tensor]
-) -> Tensor:
+def denoising_loss(denoiser: Denoiser, x0: Tensor, noise: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
     """The fake score's loss on generated images, weighted as the teacher was trained: a scalar.
 
     The error of the network's own output, unweighted: |x0 - D(x_t)|^2 / c_out^2. That is the plain loss on eps for an

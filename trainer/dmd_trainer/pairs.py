@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dmd_trainer.conditions import Conditions, to_device
+from dmd_trainer.conditions import Conditions
 from dmd_trainer.keyed import Draws
 from dmd_trainer.solvers import Solver
 from dmd_trainer.storage import Storage
@@ -54,7 +54,7 @@ def make_shard(
     device: torch.device,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> bytes:
-    """One shard as safetensors: `noise` and `images` [N, C, H, W], and the condition's tensors [N, ...], float32.
+    """One shard as safetensors: `noise` and `images` [N, C, H, W], float32, and the drawn conditions' tensors [N].
 
     Args:
         solver: the teacher's deterministic sampler.
@@ -70,11 +70,11 @@ def make_shard(
     labels: dict[str, list[Tensor]] = {}
     for start in range(indices.start, indices.stop, SOLVER_BATCH):
         draws = Draws(seed, "pairs", 0, range(start, min(start + SOLVER_BATCH, indices.stop)))
-        condition = conditions.draw(draws)
+        drawn = conditions.draw(draws)
         noise = draws.normal(sample_shape)
         noises.append(noise)
-        images.append(solver(noise.to(device), to_device(condition, device)).cpu())
-        for key, value in condition.items():
+        images.append(solver(noise.to(device), conditions.embed(drawn, device)).cpu())
+        for key, value in drawn.items():
             labels.setdefault(key, []).append(value)
         on_batch(len(noise))
     tensors = {"noise": torch.cat(noises), "images": torch.cat(images)}
@@ -133,7 +133,7 @@ class Pairs:
         return self.count
 
     def at(self, indices: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The pairs at global indices [B]: (noise [B, C, H, W], images [B, C, H, W], condition)."""
+        """The pairs at global indices [B]: (noise [B, C, H, W], images [B, C, H, W], drawn conditions)."""
         rows: dict[str, list[Tensor]] = {}
         for index in indices.tolist():
             shard, row = self._shards[index // PAIRS_PER_SHARD], index % PAIRS_PER_SHARD

@@ -145,6 +145,13 @@ def _registry(board: ProgressBoard) -> Any:
             for loss, value in now.losses.items():
                 losses.add_metric([now.stage, loss], value)
             yield losses
+            health = GaugeMetricFamily("dmd_health", "The latest measures of health.", labels=["stage", "measure"])
+            for measure, value in now.health.items():
+                health.add_metric([now.stage, measure], value)
+            yield health
+            warnings = GaugeMetricFamily("dmd_health_warnings", "What is wrong with the training.", labels=["stage"])
+            warnings.add_metric([now.stage], len(now.warnings))
+            yield warnings
 
     registry = CollectorRegistry()
     registry.register(BoardCollector())

@@ -1,11 +1,14 @@
 """The generator as an MLflow model, from code: this file travels with the model and imports nothing of this project.
 
-Input: a table with a row an image: `seed` (integer), and `class_label` (integer) for class-conditional generators.
+Input: a table with a row an image: `seed` (integer), and `class_label` (integer) for class-conditional generators or
+`prompt` (text) for text-to-image ones.
 Output: a table with a column `png`: the image as a PNG file in base64.
 """
 
 import base64
+import json
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -21,7 +24,11 @@ class GeneratorModel(PythonModel):  # type: ignore[misc]
         import torch
         from diffusers import DiffusionPipeline
 
-        pipeline: Any = DiffusionPipeline.from_pretrained(context.artifacts["pipeline"])
+        folder = Path(context.artifacts["pipeline"])
+        index = json.loads((folder / "model_index.json").read_text())
+        # Parts that a pipeline was saved without must be said to be absent (SD3 without T5).
+        absent = {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder, **absent)
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         self.arguments = dict(context.model_config or {})
@@ -34,7 +41,11 @@ class GeneratorModel(PythonModel):  # type: ignore[misc]
 
         # Noise is drawn on the CPU, a generator a row, so that a row's image depends on its seed alone.
         noise = [torch.Generator("cpu").manual_seed(int(seed)) for seed in model_input["seed"]]
-        arguments = {**self.arguments, "batch_size": len(noise), "generator": noise}
+        arguments = {**self.arguments, "generator": noise}
+        if "prompt" in model_input:
+            arguments["prompt"] = [str(prompt) for prompt in model_input["prompt"]]
+        else:
+            arguments["batch_size"] = len(noise)
         if "class_label" in model_input and self.pipeline.unet.config.num_class_embeds is not None:
             arguments["class_labels"] = [int(label) for label in model_input["class_label"]]
         images = self.pipeline(**arguments).images

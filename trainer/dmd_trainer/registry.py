@@ -14,7 +14,7 @@ GENERATOR_TAG = "dmd.generator_sha256"
 RUN_KEY_TAG = "dmd.run_key"
 OUTAGE_SECONDS = 600
 """How long a tracking server that is away is waited for before the stage gives up (and is tried again)."""
-REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "pillow", "pandas", "numpy")
+REQUIREMENTS = ("mlflow", "torch", "diffusers", "transformers", "safetensors", "pillow", "pandas", "numpy")
 """What the model is loaded with; pinned to what is installed here."""
 
 
@@ -26,7 +26,7 @@ def register_generator(
     name: str,
     pipeline: Path,
     arguments: dict[str, Any],
-    class_conditional: bool,
+    condition: str | None,
     tags: dict[str, str],
 ) -> str:
     """Logs the pipeline as a pyfunc model of the run and registers it; what is registered already is found again.
@@ -39,7 +39,7 @@ def register_generator(
         name: the registered model's.
         pipeline: the diffusers pipeline's folder.
         arguments: what the pipeline is called with.
-        class_conditional: whether it takes class labels.
+        condition: the column that says what an image shows: class_label, prompt, or None.
         tags: of the model version; GENERATOR_TAG among them, by which a version is found again.
 
     Returns:
@@ -62,14 +62,14 @@ def register_generator(
         run_id = find_or_create_run(client, uri, experiment, run_name, run_key)
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        example = _input_example(class_conditional)
+        example = _input_example(condition)
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(
                 name="generator",
                 python_model=str(Path(__file__).with_name("pyfunc.py")),
                 artifacts={"pipeline": str(pipeline)},
                 model_config=arguments,
-                signature=_signature(class_conditional),
+                signature=_signature(condition),
                 input_example=example,
                 pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
             )
@@ -111,19 +111,22 @@ def _make_registered_model(client: Any, name: str) -> None:
             raise
 
 
-def _input_example(class_conditional: bool) -> Any:
+def _input_example(condition: str | None) -> Any:
     import pandas as pd
 
-    return pd.DataFrame({"seed": [0, 1]} | ({"class_label": [3, 7]} if class_conditional else {}))
+    columns: dict[str, Any] = {"seed": [0, 1]}
+    if condition is not None:
+        columns[condition] = [3, 7] if condition == "class_label" else ["a red apple", "a blue boat"]
+    return pd.DataFrame(columns)
 
 
-def _signature(class_conditional: bool) -> Any:
+def _signature(condition: str | None) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
     inputs = [ColSpec(DataType.long, "seed")]
-    if class_conditional:
-        inputs.append(ColSpec(DataType.long, "class_label"))
+    if condition is not None:
+        inputs.append(ColSpec(DataType.long if condition == "class_label" else DataType.string, condition))
     return ModelSignature(inputs=Schema(inputs), outputs=Schema([ColSpec(DataType.string, "png")]))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Regression
+from dmd_trainer.autoencoder import Pixels
 from dmd_trainer.fetch import local_path
 from dmd_trainer.losses import l2_regression_loss
 
@@ -17,9 +18,11 @@ LPIPS_SIZE = 64
 
 
 def regression_loss(
-    regression: Regression | None, scratch: Path, device: torch.device
+    regression: Regression | None, scratch: Path, device: torch.device, autoencoder: Pixels
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The manifest's regression loss, of (generated, reference) [B, C, H, W] each.
+
+    L2 compares what the teacher denoises; LPIPS is a distance of images, so latents are decoded for it.
 
     Raises:
         BadInputError: LPIPS's backbone weights are not torchvision's VGG16.
@@ -27,7 +30,8 @@ def regression_loss(
     if regression is None or regression.loss == "L2":
         return l2_regression_loss
     assert regression.features is not None, "the manifest's own rules ask for it"
-    return LPIPSLoss(local_path(regression.features.uri, scratch), regression.features.uri).to(device)
+    distance = LPIPSLoss(local_path(regression.features.uri, scratch), regression.features.uri).to(device)
+    return lambda generated, reference: distance(autoencoder.decode(generated), autoencoder.decode(reference))
 
 
 class LPIPSLoss(nn.Module):

@@ -4,11 +4,16 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.denoiser import Condition, Denoiser, Guided
+from dmd_trainer.denoiser import Condition, Denoiser, Guided, Prediction
 from dmd_trainer.schedules import NoiseLevel, Schedule, karras_sigmas, per_sample
 from dmd_trainer.teachers import Teacher
 
@@ -20,26 +25,33 @@ Solver = Callable[[Tensor, Condition], Tensor]
 DIFFUSERS_SOLVERS = {"DDIM": DDIMScheduler, "PNDM": PNDMScheduler, "DPMSolverMultistep": DPMSolverMultistepScheduler}
 
 
-def teacher_solver(teacher: Teacher, name: str, steps: int, guidance_scale: float = 1.0) -> Solver:
+def teacher_solver(
+    teacher: Teacher, name: str, steps: int, guidance_scale: float = 1.0, negative: Condition | None = None
+) -> Solver:
     """The sampler that makes a teacher's images, from the manifest's names.
 
     Args:
         teacher: whose images.
-        name: Heun for EDM teachers; DDIM, PNDM or DPMSolverMultistep for variance-preserving ones.
+        name: Heun for EDM teachers; FlowMatchEuler for flow matching; DDIM, PNDM or DPMSolverMultistep for
+            variance-preserving ones.
         steps: solver steps.
         guidance_scale: classifier-free guidance; 1 turns it off.
+        negative: the condition that guidance leads away from, [1, ...].
 
     Raises:
         BadInputError: the solver does not fit the teacher's schedule, or guidance has no condition to lead away from.
     """
     denoiser = teacher.denoiser
-    guided = guide(teacher, guidance_scale)
-    is_edm = denoiser.schedule.sigma_data is not None
-    if is_edm != (name == "Heun"):
-        fitting = "Heun" if is_edm else ", ".join(DIFFUSERS_SOLVERS)
-        raise BadInputError(f"spec.method.regression.solver: {name} does not fit this teacher; use {fitting}")
-    if is_edm:
+    guided = guide(teacher, guidance_scale, negative)
+    fitting = fitting_solvers(teacher)
+    if name not in fitting:
+        raise BadInputError(
+            f"spec.method.regression.solver: {name} does not fit this teacher; use {' or '.join(fitting)}"
+        )
+    if name == "Heun":
         return lambda noise, condition: heun(guided, denoiser.schedule, noise, condition, steps)
+    if name == "FlowMatchEuler":
+        return lambda noise, condition: flow_euler(denoiser, guided, teacher, noise, condition, steps)
     scheduler_class = DIFFUSERS_SOLVERS[name]
     return lambda noise, condition: solve_with_scheduler(
         denoiser,
@@ -51,16 +63,25 @@ def teacher_solver(teacher: Teacher, name: str, steps: int, guidance_scale: floa
     )
 
 
-def guide(teacher: Teacher, scale: float) -> Guided:
+def fitting_solvers(teacher: Teacher) -> tuple[str, ...]:
+    """The names of the solvers that fit a teacher's schedule; the first is the default."""
+    if teacher.denoiser.schedule.sigma_data is not None:
+        return ("Heun",)
+    if teacher.denoiser.prediction == Prediction.FLOW:
+        return ("FlowMatchEuler",)
+    return tuple(DIFFUSERS_SOLVERS)
+
+
+def guide(teacher: Teacher, scale: float, negative: Condition | None) -> Guided:
     """The teacher under classifier-free guidance.
 
     Raises:
-        BadInputError: the teacher embeds no label that stands for "no class".
+        BadInputError: the teacher has no condition that stands for "none".
     """
-    embedded = teacher.num_class_embeds
-    negative = None if embedded is None else {"class_labels": torch.tensor([embedded - 1])}
     if scale != 1 and negative is None:
-        raise BadInputError("spec.teacher.guidanceScale: an unconditional teacher cannot be guided; leave it at 1")
+        raise BadInputError(
+            "spec.teacher.guidanceScale: this teacher has no condition for 'none' to be guided away from; leave it at 1"
+        )
     return Guided(teacher.denoiser, scale, negative)
 
 
@@ -123,4 +144,32 @@ def solve_with_scheduler(
         skip, out, _ = (per_sample(s, x) for s in denoiser.scalings(level))
         output = (guided(x, level, condition) - skip * x) / out
         x = scheduler.step(output, time, x, return_dict=False)[0]
+    return x
+
+
+@torch.no_grad()
+def flow_euler(
+    denoiser: Denoiser, guided: X0Prediction, teacher: Teacher, noise: Tensor, condition: Condition, steps: int
+) -> Tensor:
+    """Euler's solver of a flow-matching teacher's ODE, by diffusers' own scheduler (arXiv 2403.03206, section 2).
+
+    Args:
+        denoiser: the teacher's.
+        guided: what predicts x0: `denoiser`, or its guided form.
+        teacher: whose scheduler's configuration says how sigmas are shifted.
+        noise: [B, C, H, W] with unit variance.
+        condition: the teacher's condition, each [B, ...].
+        steps: solver steps.
+
+    Returns:
+        The solution x_0 [B, C, H, W].
+    """
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(teacher.directory, subfolder="scheduler")
+    scheduler.set_timesteps(steps)
+    x = noise
+    for time, sigma in zip(scheduler.timesteps, scheduler.sigmas.double(), strict=False):
+        levels = sigma.to(denoiser.schedule.sigmas.device).expand(len(x))
+        level = NoiseLevel(1 - levels, levels, time.to(levels).expand(len(x)))
+        velocity = (x - guided(x, level, condition)) / per_sample(level.sigma, x)
+        x = scheduler.step(velocity, time, x, return_dict=False)[0]
     return x

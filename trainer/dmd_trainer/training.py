@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass, field
 from safetensors.torch import save
 from torch import Tensor
 
-from dmd_api.errors import InterruptedRunError, TrainingDivergedError
+from dmd_api.errors import InterruptedRunError, TrainingCollapsedError, TrainingDivergedError
 from dmd_trainer.best import BestGenerator
 from dmd_trainer.checkpoints import Checkpointer
 from dmd_trainer.context import StageContext
 from dmd_trainer.distillation import Distillation, StepReport
-from dmd_trainer.generator import OneStepGenerator
+from dmd_trainer.generator import Generator
+from dmd_trainer.health import Health
+from dmd_trainer.health_probe import HealthProbe
 
 LOG_EVERY = 10
-"""Generator updates between two points of the loss curves."""
+"""Generator updates between two points of the curves of losses and health."""
 
-Evaluate = Callable[[OneStepGenerator], dict[str, float]]
+Evaluate = Callable[[Generator], dict[str, float]]
 """Measures a generator together with all ranks: metrics by their names in the manifest, "FID" among them."""
-DrawSamples = Callable[[OneStepGenerator], Tensor]
+DrawSamples = Callable[[Generator], Tensor]
 """Images [N, C, H, W] in [-1, 1] of a generator at noise that never changes."""
 
 
@@ -30,10 +32,12 @@ class History:
     Attributes:
         losses: every `LOG_EVERY` steps: {"step": ..., loss: ...}.
         evaluations: every `evaluation.every` steps: {"step": ..., metric: ...}.
+        health: every `LOG_EVERY` steps: {"step": ..., measure: ...}, which the run's health follows from.
     """
 
     losses: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    health: list[dict[str, float]] = field(default_factory=list)
 
     def evaluated(self, step: int) -> bool:
         """Whether the evaluation of `step` is in it already."""
@@ -46,6 +50,7 @@ def train(
     checkpointer: Checkpointer,
     evaluate: Evaluate,
     draw_samples: DrawSamples,
+    probe: HealthProbe,
 ) -> tuple[BestGenerator, History]:
     """Trains to the manifest's last update, from the newest intact checkpoint on.
 
@@ -55,11 +60,19 @@ def train(
     Raises:
         InterruptedRunError: a rank was told to stop; a checkpoint of the last whole step is in storage.
         TrainingDivergedError: see `Distillation.step`; the checkpoints from before it are kept.
+        TrainingCollapsedError: the run is collapsing, and `training.stopOnCollapse` is set; likewise.
     """
     spec = context.manifest.spec
     training, total = spec.training, spec.training.generator_updates
     best, history = _resume(context, distillation, checkpointer)
+    health = Health(spec)
+    if not history.health:
+        start = probe.measure(distillation.generator, distillation.mu_fake)
+        history.health.append({"step": distillation.step_count, **start})
+    for measures in history.health:
+        health.feed(measures)
     context.progress.update(activity="training", unit="generator updates", total=total, step=distillation.step_count)
+    context.progress.update(warnings=health.warnings)
     started, first_step, paused = time.perf_counter(), distillation.step_count, 0.0
 
     while True:
@@ -70,13 +83,18 @@ def train(
             context.progress.update(activity=f"evaluating step {step}")
             scores = evaluate(distillation.ema_generator)
             history.evaluations.append({"step": step, **scores})
-            best.offer(step, scores["FID"], distillation.ema_network.state_dict())
+            best.offer(step, scores["FID"], distillation.ema_weights)
             _show_evaluation(context, scores, best, step)
             context.progress.update(activity="training")
             paused += time.perf_counter() - pause
-        if (finished or step % training.sample_every == 0) and context.rank == 0:
-            _keep_samples(context, draw_samples(distillation.ema_generator), step)
-        if finished or (step > first_step and step % training.checkpoint_every == 0):
+        if finished or step % training.sample_every == 0:
+            # All ranks draw: a sharded generator is gathered by all of them.
+            images = draw_samples(distillation.ema_generator)
+            if context.rank == 0:
+                _keep_samples(context, images, step)
+        # A run that will not be let collapse keeps the checkpoints from before it went wrong.
+        worth_keeping = not (training.stop_on_collapse and health.warnings)
+        if finished or (step > first_step and step % training.checkpoint_every == 0 and worth_keeping):
             checkpointer.save(distillation.state(), step, {"history": asdict(history)})
         if finished:
             checkpointer.wait()
@@ -89,6 +107,11 @@ def train(
             checkpointer.wait()
             raise
         _show_step(context, report, history, distillation.step_count, time.perf_counter() - step_started)
+        if distillation.step_count % LOG_EVERY == 0:
+            _check_health(context, probe, distillation, report, history, health)
+        if training.stop_on_collapse and health.collapsing:
+            checkpointer.wait()
+            raise TrainingCollapsedError(_why_it_stopped(distillation.step_count, health, checkpointer.newest_step))
         done = distillation.step_count - first_step
         seconds_per_step = (time.perf_counter() - started - paused) / done
         context.progress.update(
@@ -143,6 +166,34 @@ def _show_step(context: StageContext, report: StepReport, history: History, step
         metrics |= {f"seconds/{name}": value for name, value in report.seconds.items()}
         metrics |= {"seconds/step": seconds, "images_per_second": images_per_second}
         context.tracker.log_metrics(metrics, step)
+
+
+def _check_health(
+    context: StageContext,
+    probe: HealthProbe,
+    distillation: Distillation,
+    report: StepReport,
+    history: History,
+    health: Health,
+) -> None:
+    """Measures, judges, and shows what is found; every rank sees the same."""
+    measures = probe.measure(distillation.generator, distillation.mu_fake)
+    measures |= {f"{name}_gradient_norm": norm for name, norm in report.gradient_norms.items()}
+    history.health.append({"step": distillation.step_count, **measures})
+    news = health.feed(history.health[-1])
+    context.progress.update(health=measures, warnings=health.warnings)
+    if context.rank == 0:
+        for warning in news:
+            context.progress.message(f"step {distillation.step_count}: {warning}")
+    if context.tracker is not None:
+        metrics = {f"health/{name}": value for name, value in measures.items() if not name.endswith("_gradient_norm")}
+        context.tracker.log_metrics({**metrics, "health/warnings": len(health.warnings)}, distillation.step_count)
+
+
+def _why_it_stopped(step: int, health: Health, checkpoint: int | None) -> str:
+    kept = "no checkpoint had been made" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
+    found = "; also: ".join(health.warnings)
+    return f"step {step}: the training is collapsing: {found}; {kept}, and the best generator"
 
 
 def _show_evaluation(context: StageContext, scores: dict[str, float], best: BestGenerator, step: int) -> None:

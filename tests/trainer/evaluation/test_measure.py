@@ -13,7 +13,7 @@ from PIL import Image
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
 from dmd_trainer.digits import load_digits_images
-from dmd_trainer.evaluation.features import load_features
+from dmd_trainer.evaluation.features import InceptionFeatures, load_features
 from dmd_trainer.evaluation.reference import reference_features
 from dmd_trainer.storage import FileStorage
 
@@ -96,6 +96,21 @@ def test_inception_is_torch_fidelitys_with_the_weights_given(tmp_path: Path) -> 
     features, labels = extractor.extract(images)
     assert labels is None
     torch.testing.assert_close(features, reference(pixels)[0])
+    _check_clean_resizing(InceptionFeatures(weights, "x", clean=True), images)
+
+
+def _check_clean_resizing(extractor: InceptionFeatures, images: torch.Tensor) -> None:
+    """As clean-fid does it: each channel by PIL's bicubic filter, in floats, which the network then sees."""
+    seen: list[torch.Tensor] = []
+    extractor.network.Conv2d_1a_3x3.conv.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    features, _ = extractor.extract(images)
+    assert features.shape == (2, 2048)
+    for image, found in zip(((images + 1) * 127.5).round(), seen[0], strict=True):
+        for channel, resized in zip(image, found, strict=True):
+            wanted = Image.fromarray(channel.numpy()).resize((299, 299), Image.Resampling.BICUBIC)
+            torch.testing.assert_close(
+                resized * 128 + 128, torch.from_numpy(np.array(wanted)).clamp(0, 255), rtol=0, atol=2e-2
+            )
 
 
 def test_files_that_are_no_inception_are_refused(tmp_path: Path) -> None:
@@ -131,7 +146,7 @@ def test_a_reference_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="images are 16x16, not 8x8"):
         reference_features(location, extractor, (8, 8), cache, tmp_path, CPU)
     (folder / "a.png").write_bytes(b"not an image")
-    with pytest.raises(BadInputError, match=r"a\.png cannot be read"):
+    with pytest.raises(BadInputError, match=r"do not decode, among them a\.png"):
         reference_features(location, extractor, (8, 8), cache, tmp_path, CPU)
     with pytest.raises(BadInputError, match="missing"):
         reference_features(None, extractor, (8, 8), cache, tmp_path, CPU)

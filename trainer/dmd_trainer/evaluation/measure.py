@@ -1,21 +1,25 @@
 """Measuring a sampler: features of its images, then metrics against real ones, together with all ranks."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dmd_trainer.conditions import Conditions, to_device
+from dmd_trainer.autoencoder import Pixels
+from dmd_trainer.conditions import Conditions
 from dmd_trainer.denoiser import Condition
 from dmd_trainer.distributed import rank_and_world_size
 from dmd_trainer.evaluation import metrics
+from dmd_trainer.evaluation.clip_score import ClipScore
 from dmd_trainer.evaluation.features import FeatureExtractor
+from dmd_trainer.evaluation.reference import square_images
 from dmd_trainer.keyed import Draws
+from dmd_trainer.prompts import PromptConditions
 
 Sampler = Callable[[Tensor, Condition], Tensor]
-"""(unit-variance noise [B, C, H, W], condition) -> images [B, C, H, W]: a generator, or the teacher's solver."""
+"""(unit-variance noise [B, C, H, W], condition) -> images or latents [B, C, H, W]: a generator, or a solver."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,12 @@ class Measured:
     Attributes:
         features: [N, D], float32, on the CPU.
         correct: [N], bool: whether the feature network finds the class that was asked for; None without classes.
+        clip_scores: [N], how well each image fits its prompt; None without CLIP.
     """
 
     features: Tensor
     correct: Tensor | None = None
+    clip_scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ class Samples:
         shape: (C, H, W).
         conditions: what conditions are drawn from.
         device: where they are generated.
+        autoencoder: makes images of what is sampled.
+        resolution: what images are brought to before they are looked at; None leaves them.
+        clip: scores how images fit their prompts; None leaves that out.
     """
 
     count: int
@@ -50,9 +59,13 @@ class Samples:
     shape: tuple[int, int, int]
     conditions: Conditions
     device: torch.device
+    autoencoder: Pixels = field(default_factory=Pixels)
+    resolution: int | None = None
+    clip: ClipScore | None = None
 
 
-@torch.inference_mode()
+# Not inference mode: a sharded network cannot be gathered in it.
+@torch.no_grad()
 def measure(
     sampler: Sampler,
     extractor: FeatureExtractor,
@@ -69,28 +82,51 @@ def measure(
     """
     rank, world_size = rank_and_world_size()
     starts = range(0, samples.count, samples.batch_size)
-    features: list[Tensor] = []
-    correct: list[Tensor] = []
-    for start in starts[rank::world_size]:
+    mine = starts[rank::world_size]
+    found: list[Measured] = []
+    # Every rank samples as often as the others: a sharded network is gathered by all of them together.
+    for turn in range(-(-len(starts) // world_size)):
+        start = mine[turn] if turn < len(mine) else starts[0]
         indices = range(start, min(start + samples.batch_size, samples.count))
-        draws = Draws(samples.seed, "evaluation", 0, indices)
-        condition = to_device(samples.conditions.draw(draws), samples.device)
-        # What is measured is what a pipeline shows: images clipped to [-1, 1].
-        images = sampler(draws.normal(samples.shape).to(samples.device), condition).clamp(-1, 1)
-        found, predicted = extractor.extract(images)
-        features.append(found.float().cpu())
-        if predicted is not None and "class_labels" in condition:
-            correct.append((predicted == condition["class_labels"]).cpu())
+        batch = _measure_batch(sampler, extractor, samples, indices)
+        if turn < len(mine):
+            found.append(batch)
         on_batch(len(indices) * world_size)
-    parts = [(features, correct)]
+    parts = [found]
     if world_size > 1:
-        parts = [([], [])] * world_size
-        dist.all_gather_object(parts, (features, correct))
+        parts = [[] for _ in range(world_size)]
+        dist.all_gather_object(parts, found)
     # Batch i was rank i mod N's: taking turns restores the global order.
-    ordered = [(f[turn], c[turn] if c else None) for turn in range(len(starts)) for f, c in parts if turn < len(f)]
-    found_all = torch.cat([f for f, _ in ordered])
-    hits = [c for _, c in ordered if c is not None]
-    return Measured(found_all, torch.cat(hits) if hits else None)
+    ordered = [batches[turn] for turn in range(len(starts)) for batches in parts if turn < len(batches)]
+    return Measured(
+        torch.cat([batch.features for batch in ordered]),
+        _joined([batch.correct for batch in ordered]),
+        _joined([batch.clip_scores for batch in ordered]),
+    )
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
+
+
+def _measure_batch(sampler: Sampler, extractor: FeatureExtractor, samples: Samples, indices: range) -> Measured:
+    draws = Draws(samples.seed, "evaluation", 0, indices)
+    drawn = samples.conditions.draw(draws)
+    condition = samples.conditions.embed(drawn, samples.device)
+    sampled = sampler(draws.normal(samples.shape).to(samples.device), condition)
+    # What is measured is what a pipeline shows: images clipped to [-1, 1].
+    images = samples.autoencoder.decode(sampled).clamp(-1, 1)
+    correct = scores = None
+    if samples.clip is not None and isinstance(samples.conditions, PromptConditions):
+        prompts = [samples.conditions.prompts[i] for i in drawn["prompt"].tolist()]
+        scores = samples.clip.score(images, prompts)
+    if samples.resolution is not None:
+        images = square_images(images, samples.resolution)
+    features, predicted = extractor.extract(images)
+    if predicted is not None and "class_labels" in condition:
+        correct = (predicted == condition["class_labels"]).cpu()
+    return Measured(features.float().cpu(), correct, scores)
 
 
 def score(measured: Measured, real: Tensor, wanted: Collection[str]) -> dict[str, float]:
@@ -102,4 +138,6 @@ def score(measured: Measured, real: Tensor, wanted: Collection[str]) -> dict[str
             scores[name] = function(real, measured.features)
     if "Accuracy" in wanted and measured.correct is not None:
         scores["Accuracy"] = float(measured.correct.double().mean())
+    if "CLIPScore" in wanted and measured.clip_scores is not None:
+        scores["CLIPScore"] = float(measured.clip_scores.double().mean())
     return scores

@@ -1,93 +1,144 @@
-"""Real images, and their features."""
+"""Real images to measure against, and their features."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer.digits import load_digits_images
 from dmd_trainer.evaluation.features import FeatureExtractor
-from dmd_trainer.fetch import ASSETS, local_path
+from dmd_trainer.real_images import ImageSet, in_threads, to_tensor
 from dmd_trainer.storage import Storage
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+FIELD = "spec.evaluation.reference"
 BATCH = 250
 
 
 def reference_features(
     location: Location | None,
     extractor: FeatureExtractor,
-    resolution: tuple[int, int],
+    size: tuple[int, int],
     cache: Storage,
     scratch: Path,
     device: torch.device,
+    resolution: int | None = None,
 ) -> Tensor:
     """The features of the real images that the manifest names: [N, D], float32, on the CPU; cached by hash.
 
     Args:
         location: `spec.evaluation.reference`.
         extractor: the feature network.
-        resolution: (H, W) of the generated images; the real ones must have it.
+        size: (H, W) of the generated images; without a resolution the real ones must have it.
         cache: what runs share.
-        scratch: where remote images are copied to.
+        scratch: where remote images are copied to; they are not where the features are known.
         device: where the network runs.
+        resolution: `spec.evaluation.resolution`: what the images are brought to.
 
     Raises:
-        BadInputError: there are no images, or they have another size.
+        BadInputError: there are no images, they have another size, or too many do not decode.
     """
-    if location is None:
-        raise BadInputError("spec.evaluation.reference: missing; FID compares with real images: give their URI")
-    digest, batches = _images(location.uri, scratch)
-    identity = json.dumps({"images": digest, "extractor": extractor.digest, "resolution": resolution})
+    images = ImageSet(location, FIELD, scratch, cache)
+    wanted = size if resolution is None else (resolution, resolution)
+    identity = json.dumps(
+        {"images": images.identity, "extractor": extractor.digest, "size": wanted, "resized": resolution is not None}
+    )
     key = f"cache/reference-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
     if cache.exists(key):
         return load(cache.read(key))["features"]
-    features = []
-    for images in batches:
-        if tuple(images.shape[-2:]) != tuple(resolution):
-            found, wanted = ("x".join(map(str, size)) for size in (images.shape[-2:], resolution))
-            raise BadInputError(f"spec.evaluation.reference.uri: {location.uri}: images are {found}, not {wanted}")
-        features.append(extractor.extract(images.to(device))[0].cpu())
-    result = torch.cat(features).contiguous()
+    batches = _batches(images, range(len(images)), extractor, size, resolution)
+    with torch.inference_mode():
+        result = torch.cat([extractor.extract(batch.to(device))[0].float().cpu() for batch in batches]).contiguous()
     cache.write(key, save({"features": result}))
     return result
 
 
-def _images(uri: str, scratch: Path) -> tuple[str, Iterator[Tensor]]:
-    """A digest of the images, and the images in batches [B, C, H, W] in [-1, 1]."""
-    if uri == "builtin://digits":
-        images, _ = load_digits_images()
-        return hashlib.sha256(images.numpy().tobytes()).hexdigest(), iter(images.split(BATCH))
-    if uri.startswith("builtin://"):
+def check_reference(
+    location: Location | None,
+    extractor: FeatureExtractor,
+    size: tuple[int, int],
+    scratch: Path,
+    cache: Storage,
+    resolution: int | None = None,
+) -> None:
+    """Reads real images from all over the source, and extracts a few: what can be wrong with them is found early.
+
+    Args:
+        location: `spec.evaluation.reference`.
+        extractor: the feature network.
+        size: (H, W) of the generated images.
+        scratch: where remote images are copied to.
+        cache: what runs share.
+        resolution: `spec.evaluation.resolution`.
+
+    Raises:
+        BadInputError: as `reference_features`.
+    """
+    images = ImageSet(location, FIELD, scratch, cache)
+    batches = list(_batches(images, images.spread(), extractor, size, resolution))
+    with torch.inference_mode():
+        extractor.extract(batches[0][:2])
+
+
+def _batches(
+    images: ImageSet,
+    indices: Sequence[int],
+    extractor: FeatureExtractor,
+    size: tuple[int, int],
+    resolution: int | None,
+) -> Iterator[Tensor]:
+    """The images at `indices` that decode, [B, C, H, W] in [-1, 1]."""
+    mode = "L" if extractor.channels == 1 else "RGB"
+
+    def prepare(picture: Image.Image) -> Image.Image:
+        picture = picture.convert(mode)
+        return picture if resolution is None else square(picture, resolution)
+
+    read = 0
+    for start in range(0, len(indices), BATCH):
+        chunk = indices[start : start + BATCH]
+        found = [row[0] for row in images.read(chunk, prepare) if row is not None]
+        # Tensors come as they are, without passing through `prepare`.
+        if resolution is not None:
+            found = [square_images(image[None], resolution)[0] for image in found]
+        for image in found:
+            _check_size(images, tuple(image.shape[-2:]), size if resolution is None else (resolution, resolution))
+        read += len(found)
+        if found:
+            yield torch.stack(found)
+    if not read:
+        raise BadInputError(f"{FIELD}: {images.uri}: none of the images decodes ({images.bad[0]}, ...); replace them")
+
+
+def _check_size(images: ImageSet, found: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    if found != tuple(wanted):
+        has, needs = ("x".join(map(str, size)) for size in (found, wanted))
         raise BadInputError(
-            f"spec.evaluation.reference.uri: {uri}: only builtin://digits ships with {ASSETS.parent.name}"
+            f"{FIELD}.uri: {images.uri}: images are {has}, not {needs}; give images of that size, or an "
+            "evaluation.resolution that both are brought to"
         )
-    folder = local_path(uri, scratch)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-    if not files:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise BadInputError(f"spec.evaluation.reference.uri: {uri}: no images there (looked for {kinds})")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(folder)}:{file.stat().st_size};".encode())
-    return digest.hexdigest(), (
-        torch.stack([_read(file) for file in files[start : start + BATCH]]) for start in range(0, len(files), BATCH)
-    )
 
 
-def _read(path: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+def square(picture: Image.Image, resolution: int) -> Image.Image:
+    """The centred square of a picture, resized by PIL's Lanczos filter (arXiv 2311.18828, appendix D: to 256)."""
+    cropped: Image.Image = center_crop(picture, min(picture.size))
+    return cropped.resize((resolution, resolution), Image.Resampling.LANCZOS)
 
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise BadInputError(f"spec.evaluation.reference.uri: {path} cannot be read as an image; remove it") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+def square_images(images: Tensor, resolution: int) -> Tensor:
+    """Images [B, C, H, W] in [-1, 1] through 8 bits and `square`: as if they had been files; on their device."""
+    if tuple(images.shape[-2:]) == (resolution, resolution):
+        return images
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def resized(array: np.ndarray) -> Tensor:
+        return to_tensor(square(Image.fromarray(array), resolution))
+
+    return torch.stack(in_threads(resized, [p[..., 0] if p.shape[-1] == 1 else p for p in pixels])).to(images)

@@ -49,6 +49,7 @@ class Report(_Model):
     recall: ThreeWay | None = None
     coverage: ThreeWay | None = None
     accuracy: ThreeWay | None = None
+    clip_score: ThreeWay | None = None
     network_evaluations: TwoWay
     seconds_per_image: TwoWay
     device: str

@@ -6,47 +6,63 @@ from functools import partial
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from dmd_api.errors import InfrastructureError
 from dmd_trainer.checkpoints import Checkpointer
-from dmd_trainer.conditions import Conditions, to_device
+from dmd_trainer.conditions import Conditions
 from dmd_trainer.context import StageContext
-from dmd_trainer.distillation import Distillation
+from dmd_trainer.distillation import Distillation, InitialWeights
 from dmd_trainer.distributed import barrier, broadcast_object, local_rank
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.measure import Samples, measure, score
 from dmd_trainer.evaluation.reference import reference_features
-from dmd_trainer.fetch import local_path
-from dmd_trainer.generator import OneStepGenerator
+from dmd_trainer.generator import Generator
+from dmd_trainer.health_probe import HealthProbe
+from dmd_trainer.initial_weights import read_initial_weights
 from dmd_trainer.keyed import Draws
 from dmd_trainer.pairs import Pairs, download_shards, shard_files
+from dmd_trainer.real_images import open_real_images
 from dmd_trainer.regression import regression_loss
+from dmd_trainer.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.stages.inputs import clip_score, evaluation_conditions, read_teacher, training_conditions
 from dmd_trainer.stages.prepare import make_shards
-from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.teachers import Teacher
 from dmd_trainer.training import train
 
 GRID_ROWS, GRID_COLUMNS = 4, 10
 HISTORY = "history.json"
+FAKE_SCORE = "fake-score/weights.safetensors"
+"""The fake score as it was in the end, for a second phase to start from."""
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Trains; leaves the best generator below `generator/` and the curves in `history.json`."""
     spec = context.manifest.spec
     context.progress.update(activity="loading the teacher")
-    teacher = load_teacher(
-        local_path(spec.teacher.uri, context.scratch), device=context.device, autocast=context.autocast
-    )
-    labels = spec.data.class_labels
-    conditions = teacher.conditions(labels.count if labels else None)
+    teacher = read_teacher(context)
+    conditions = training_conditions(context, teacher)
+    pairs = _pairs(context, teacher)
+    initial = spec.method.init_from
+    real_images = None
+    if spec.method.gan is not None:
+        real_images = open_real_images(spec.data.images, teacher, context.scratch, context.shared_storage)
     distillation = Distillation(
         teacher,
         spec,
         conditions,
-        _pairs(context, teacher),
-        regression_loss(spec.method.regression, context.scratch, context.device),
+        pairs,
+        regression_loss(spec.method.regression, context.scratch, context.device, teacher.autoencoder),
         context.rank,
         context.world_size,
+        real_images,
+        InitialWeights(
+            read_initial_weights(initial.generator, "generator", context.scratch),
+            read_initial_weights(initial.fake_score, "fakeScore", context.scratch),
+        )
+        if initial is not None
+        else None,
     )
     checkpointer = Checkpointer(
         context.storage,
@@ -55,12 +71,20 @@ def run(context: StageContext) -> dict[str, Any]:
         spec.training.keep_checkpoints,
         context.progress.message if context.rank == 0 else lambda text: None,
     )
-    evaluate = _evaluation(context, teacher, conditions)
+    evaluate = _evaluation(context, teacher)
     best, history = train(
-        context, distillation, checkpointer, evaluate, partial(grid_samples, context, teacher, conditions)
+        context,
+        distillation,
+        checkpointer,
+        evaluate,
+        partial(grid_samples, context, teacher, conditions),
+        _health_probe(context, teacher, conditions),
     )
     checkpointer.close()
+    fake_score = distillation.fake_score_weights() if spec.method.name == "DMD2" else {}
     if context.rank == 0:
+        if fake_score:
+            context.storage.write(FAKE_SCORE, save({k: v.contiguous() for k, v in fake_score.items()}))
         context.storage.write(HISTORY, json.dumps(asdict(history)).encode())
     barrier()
     return {"steps": distillation.step_count, "bestStep": best.step, "fid": best.fid}
@@ -91,25 +115,46 @@ def _pairs(context: StageContext, teacher: Teacher) -> Pairs | None:
     return Pairs(shard_files(regression.pairs, folder), regression.pairs)
 
 
-def _evaluation(context: StageContext, teacher: Teacher, conditions: Conditions) -> Any:
+def _evaluation(context: StageContext, teacher: Teacher) -> Any:
     """What measures a generator during training: FID, and accuracy where it is asked for."""
     spec = context.manifest.spec.evaluation
-    extractor = load_features(spec.features, context.scratch, context.device)
-    height, width = teacher.sample_shape[1:]
+    extractor = load_features(spec.features, context.scratch, context.device, clean=spec.resolution is not None)
     real: Tensor | None = None
     if context.rank == 0:
         real = reference_features(
-            spec.reference, extractor, (height, width), context.shared_storage, context.scratch, context.device
+            spec.reference,
+            extractor,
+            teacher.image_shape[1:],
+            context.shared_storage,
+            context.scratch,
+            context.device,
+            spec.resolution,
         )
-    samples = evaluation_samples(context, teacher, conditions)
+    samples = evaluation_samples(context, teacher, evaluation_conditions(context, teacher))
 
-    def evaluate(generator: OneStepGenerator) -> dict[str, float]:
+    def evaluate(generator: Generator) -> dict[str, float]:
         measured = measure(generator, extractor, samples)
         # Only cheap metrics here: manifold distances are for the end.
         scores = score(measured, real, {"Accuracy"} & set(spec.metrics)) if real is not None else {}
         return broadcast_object(scores)
 
     return evaluate
+
+
+def _health_probe(context: StageContext, teacher: Teacher, conditions: Conditions) -> HealthProbe:
+    """What measures the run's health, beside images that the teacher makes as it makes the pairs."""
+    spec = context.manifest.spec
+    context.progress.update(activity="drawing the teacher's images")
+    regression = spec.method.regression
+    solver, steps = (regression.solver, regression.solver_steps) if regression else (fitting_solvers(teacher)[0], 18)
+    return HealthProbe(
+        teacher,
+        teacher_solver(teacher, solver, steps, spec.teacher.guidance_scale, conditions.negative),
+        conditions,
+        spec.training.seed,
+        context.rank,
+        context.world_size,
+    )
 
 
 def evaluation_samples(context: StageContext, teacher: Teacher, conditions: Conditions) -> Samples:
@@ -122,17 +167,19 @@ def evaluation_samples(context: StageContext, teacher: Teacher, conditions: Cond
         teacher.sample_shape,
         conditions,
         context.device,
+        teacher.autoencoder,
+        spec.evaluation.resolution,
+        clip_score(context),
     )
 
 
-@torch.inference_mode()
+# Not inference mode: a sharded network cannot be gathered in it.
+@torch.no_grad()
 def grid_samples(context: StageContext, teacher: Teacher, conditions: Conditions, sampler: Any) -> Tensor:
     """Images [N, C, H, W] at noise that never changes; with classes, column after column."""
     count = GRID_ROWS * GRID_COLUMNS
     draws = Draws(context.manifest.spec.training.seed, "grid", 0, range(count))
-    condition = conditions.draw(draws)
-    if "class_labels" in condition and conditions.class_count:
-        condition["class_labels"] = torch.arange(count) % conditions.class_count
+    conditions.draw(draws)
     noise = draws.normal(teacher.sample_shape).to(context.device)
-    images: Tensor = sampler(noise, to_device(condition, context.device))
-    return images.clamp(-1, 1).cpu()
+    condition = conditions.embed(conditions.in_turn(count), context.device)
+    return teacher.autoencoder.decode(sampler(noise, condition)).clamp(-1, 1).cpu()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dmd_api.manifest import manifest_hash
 from dmd_trainer.best import load_best
-from dmd_trainer.conditions import Conditions, to_device
+from dmd_trainer.conditions import Conditions
 from dmd_trainer.context import StageContext
 from dmd_trainer.distributed import barrier, broadcast_object
 from dmd_trainer.evaluation.features import FeatureExtractor, load_features
@@ -22,14 +22,14 @@ from dmd_trainer.evaluation.measure import Measured, Sampler, Samples, measure, 
 from dmd_trainer.evaluation.pictures import curves_picture, image_grid, png, training_picture
 from dmd_trainer.evaluation.reference import reference_features
 from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay, check_gate
-from dmd_trainer.export import CardFacts, call_arguments, export_pipeline
-from dmd_trainer.fetch import local_path
-from dmd_trainer.generator import OneStepGenerator
+from dmd_trainer.export import CardFacts, call_arguments, export_pipeline, generator_network
+from dmd_trainer.generator import Generator, generator_timesteps
 from dmd_trainer.keyed import Draws
 from dmd_trainer.registry import GENERATOR_TAG, finish_run, register_generator, set_alias
-from dmd_trainer.solvers import teacher_solver
+from dmd_trainer.solvers import fitting_solvers, teacher_solver
 from dmd_trainer.stages.distill import HISTORY, evaluation_samples, grid_samples
-from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.stages.inputs import evaluation_conditions, read_teacher, training_conditions
+from dmd_trainer.teachers import Teacher
 
 REPORT = "report.json"
 TIMED_BATCH = 64
@@ -40,20 +40,19 @@ def run(context: StageContext) -> dict[str, Any]:
     """Leaves `report.json` and pictures in storage and a model version in the registry."""
     spec = context.manifest.spec
     context.progress.update(activity="loading the generator", unit="samples")
-    teacher = load_teacher(
-        local_path(spec.teacher.uri, context.scratch), device=context.device, autocast=context.autocast
-    )
-    labels = spec.data.class_labels
-    conditions = teacher.conditions(labels.count if labels else None)
+    teacher = read_teacher(context)
+    conditions = training_conditions(context, teacher)
     best, weights = load_best(context.storage)
-    schedule_end = len(teacher.denoiser.schedule) - 1
-    timestep = schedule_end if spec.method.generator_timestep is None else spec.method.generator_timestep
-    initial = OneStepGenerator(teacher.denoiser, timestep)
-    generator = OneStepGenerator(teacher.denoiser.with_network(_with_weights(teacher, weights)), timestep)
-    solver, solver_name = _teacher_sampler(context, teacher)
+    timesteps = generator_timesteps(spec.method, teacher.denoiser.schedule)
+    initial = Generator(teacher.denoiser, timesteps)
+    network = generator_network(teacher, weights, spec.method.lora).to(context.device)
+    generator = Generator(teacher.denoiser.with_network(network, context.autocast), timesteps)
+    solver, solver_name = _teacher_sampler(context, teacher, conditions)
 
-    extractor = load_features(spec.evaluation.features, context.scratch, context.device)
-    samples = evaluation_samples(context, teacher, conditions)
+    extractor = load_features(
+        spec.evaluation.features, context.scratch, context.device, clean=spec.evaluation.resolution is not None
+    )
+    samples = evaluation_samples(context, teacher, evaluation_conditions(context, teacher))
     context.progress.update(total=3 * samples.count)
     measured = {
         "teacher": _teacher_measured(context, teacher, solver, solver_name, extractor, samples),
@@ -65,7 +64,7 @@ def run(context: StageContext) -> dict[str, Any]:
         return {}
     report = _report(context, teacher, measured, (solver, generator), conditions, extractor, best)
     _pictures(context, teacher, conditions, solver, generator, report)
-    report = _register(context, teacher, weights, timestep, report)
+    report = _register(context, teacher, weights, timesteps, report)
     context.storage.write(REPORT, report.model_dump_json(by_alias=True, indent=2).encode())
     if not report.failed_gates:
         _delete_what_is_not_retained(context)
@@ -79,22 +78,17 @@ def run(context: StageContext) -> dict[str, Any]:
     }
 
 
-def _with_weights(teacher: Teacher, weights: dict[str, Tensor]) -> nn.Module:
-    import copy
-
-    network = copy.deepcopy(teacher.denoiser.network)
-    network.load_state_dict(weights)
-    return network
-
-
-def _teacher_sampler(context: StageContext, teacher: Teacher) -> tuple[Sampler, str]:
+def _teacher_sampler(context: StageContext, teacher: Teacher, conditions: Conditions) -> tuple[Sampler, str]:
     """The sampler that stands for the teacher's quality: the pairs' own where there are pairs."""
     spec = context.manifest.spec
     if spec.method.regression is not None:
-        name, steps = spec.method.regression.solver, spec.method.regression.solver_steps
+        name: str = spec.method.regression.solver
+        steps = spec.method.regression.solver_steps
     else:
-        name, steps = ("Heun", 18) if teacher.denoiser.schedule.sigma_data is not None else ("DDIM", 50)
-    return teacher_solver(teacher, name, steps, spec.teacher.guidance_scale), f"{name}-{steps}"
+        name = fitting_solvers(teacher)[0]
+        steps = 18 if name == "Heun" else 50
+    guidance = spec.teacher.guidance_scale
+    return teacher_solver(teacher, name, steps, guidance, conditions.negative), f"{name}-{steps}"
 
 
 def _measure(
@@ -125,8 +119,10 @@ def _teacher_measured(
         "samples": samples.count,
         "batch": samples.batch_size,
         "seed": samples.seed,
-        "classes": samples.conditions.class_count,
+        "conditions": samples.conditions.identity,
         "extractor": extractor.digest,
+        "resolution": samples.resolution,
+        "clip": context.manifest.spec.evaluation.clip and context.manifest.spec.evaluation.clip.uri,
         "precision": context.manifest.spec.training.precision,
     }
     key = f"cache/teacher-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}.safetensors"
@@ -134,10 +130,10 @@ def _teacher_measured(
     if broadcast_object(cache.exists(key)):
         tensors = load(cache.read(key))
         context.progress.advance(samples.count)
-        return Measured(tensors["features"], tensors.get("correct"))
+        return Measured(tensors["features"], tensors.get("correct"), tensors.get("clip_scores"))
     measured = _measure(context, solver, extractor, samples, "the teacher")
     if context.rank == 0:
-        kept = {"features": measured.features} | ({} if measured.correct is None else {"correct": measured.correct})
+        kept = {name: value for name, value in vars(measured).items() if value is not None}
         cache.write(key, save(kept))
     barrier()
     return measured
@@ -147,7 +143,7 @@ def _report(
     context: StageContext,
     teacher: Teacher,
     measured: dict[str, Measured],
-    samplers: tuple[Sampler, OneStepGenerator],
+    samplers: tuple[Sampler, Generator],
     conditions: Conditions,
     extractor: FeatureExtractor,
     best: dict[str, Any],
@@ -157,10 +153,11 @@ def _report(
     real = reference_features(
         spec.evaluation.reference,
         extractor,
-        teacher.sample_shape[1:],
+        teacher.image_shape[1:],
         context.shared_storage,
         context.scratch,
         context.device,
+        spec.evaluation.resolution,
     )
     scores = {who: score(found, real, spec.evaluation.metrics) for who, found in measured.items()}
 
@@ -187,6 +184,7 @@ def _report(
         recall=three_way("Recall"),
         coverage=three_way("Coverage"),
         accuracy=three_way("Accuracy"),
+        clip_score=three_way("CLIPScore"),
         network_evaluations=TwoWay(teacher=evaluations[0], generator=evaluations[1]),
         seconds_per_image=TwoWay(teacher=seconds[0], generator=seconds[1]),
         device=torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu",
@@ -197,7 +195,7 @@ def _report(
 
 
 def _network_of(sampler: Sampler, teacher: Teacher) -> nn.Module:
-    return sampler.denoiser.network if isinstance(sampler, OneStepGenerator) else teacher.denoiser.network
+    return sampler.denoiser.network if isinstance(sampler, Generator) else teacher.denoiser.network
 
 
 @torch.inference_mode()
@@ -206,7 +204,7 @@ def _cost(
 ) -> tuple[float, float]:
     """Network evaluations an image, counted, and seconds an image: the median of five batches of 64."""
     draws = Draws(context.manifest.spec.training.seed, "timing", 0, range(TIMED_BATCH))
-    condition = to_device(conditions.draw(draws), context.device)
+    condition = conditions.embed(conditions.draw(draws), context.device)
     noise = draws.normal(teacher.sample_shape).to(context.device)
     evaluated = 0
 
@@ -237,7 +235,7 @@ def _pictures(
     teacher: Teacher,
     conditions: Conditions,
     solver: Sampler,
-    generator: OneStepGenerator,
+    generator: Generator,
     report: Report,
 ) -> None:
     """Grids of both, the picture of the training, and its curves: to storage and to the tracker."""
@@ -280,7 +278,7 @@ def _training_picture(
 
 
 def _register(
-    context: StageContext, teacher: Teacher, weights: dict[str, Tensor], timestep: int, report: Report
+    context: StageContext, teacher: Teacher, weights: dict[str, Tensor], timesteps: Sequence[int], report: Report
 ) -> Report:
     """Exports, logs, registers, and gives the alias if every gate passed; the report with what came of it."""
     manifest, tracking = context.manifest, context.manifest.spec.tracking
@@ -294,7 +292,7 @@ def _register(
         report.manifest_hash,
         f"{report.fid.generator:.4g} (teacher: {report.fid.teacher:.4g}) in {report.features}'s features",
     )
-    export_pipeline(teacher, weights, timestep, folder, facts)
+    export_pipeline(teacher, weights, timesteps, folder, facts, manifest.spec.method.lora)
     pipeline_class = json.loads((folder / "model_index.json").read_text())["_class_name"]
     model_version = register_generator(
         tracking.uri,
@@ -303,8 +301,8 @@ def _register(
         context.run_key,
         manifest.registered_model,
         folder,
-        call_arguments(pipeline_class),
-        teacher.num_class_embeds is not None,
+        call_arguments(pipeline_class, len(timesteps)),
+        _condition_kind(teacher),
         {
             GENERATOR_TAG: report.generator_sha256,
             "dmd.teacher": manifest.spec.teacher.uri,
@@ -340,6 +338,13 @@ def _register(
     return report
 
 
+def _condition_kind(teacher: Teacher) -> str | None:
+    """The column of the registered model's input that says what an image shows."""
+    if teacher.takes_text:
+        return "prompt"
+    return None if teacher.num_class_embeds is None else "class_label"
+
+
 def _delete_what_is_not_retained(context: StageContext) -> None:
     """Only when the run is complete: until then everything may be needed to go on."""
     storage = context.manifest.spec.storage
@@ -351,7 +356,7 @@ def _delete_what_is_not_retained(context: StageContext) -> None:
 
 def _flat(report: Report) -> list[tuple[str, str, float]]:
     rows = []
-    for metric in ("fid", "precision", "recall", "coverage", "accuracy"):
+    for metric in ("fid", "precision", "recall", "coverage", "accuracy", "clip_score"):
         values = getattr(report, metric)
         if values is not None:
             rows += [(metric, who, value) for who, value in values.model_dump().items()]

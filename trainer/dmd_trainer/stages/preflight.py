@@ -5,19 +5,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from dmd_api import runtime
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Spec
+from dmd_api.manifest import Location, Spec
 from dmd_trainer.context import StageContext
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.reference import reference_features
 from dmd_trainer.export import check_exportable
-from dmd_trainer.fetch import local_path
+from dmd_trainer.gan import FakeScore
+from dmd_trainer.initial_weights import check_initial_weights, read_initial_weights
+from dmd_trainer.real_images import open_real_images
 from dmd_trainer.registry import check_reachable
 from dmd_trainer.regression import regression_loss
 from dmd_trainer.solvers import guide, teacher_solver
-from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.stages.inputs import clip_score, evaluation_conditions, read_teacher, training_conditions
+from dmd_trainer.teachers import Teacher
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -31,7 +35,7 @@ def run(context: StageContext) -> dict[str, Any]:
     teacher: list[Teacher] = []
 
     def load() -> None:
-        teacher.append(load_teacher(local_path(spec.teacher.uri, context.scratch), autocast=context.autocast))
+        teacher.append(read_teacher(context))
 
     checks: list[tuple[str, Callable[[], object]]] = [
         ("the method", lambda: _check_supported(spec)),
@@ -39,7 +43,9 @@ def run(context: StageContext) -> dict[str, Any]:
         ("storage", lambda: _check_storage(context)),
         ("tracking", lambda: check_reachable(spec.tracking.uri or "")),
         ("the teacher", load),
-        ("teacher and manifest", lambda: _check_teacher(spec, teacher[0])),
+        ("teacher and manifest", lambda: _check_teacher(context, teacher[0])),
+        ("weights to start from", lambda: _check_initial_weights(context, teacher[0])),
+        ("real images", lambda: _check_real_images(context, teacher[0])),
         ("evaluation", lambda: _check_evaluation(context, teacher[0])),
     ]
     context.progress.update(unit="checks", total=len(checks))
@@ -54,12 +60,8 @@ def run(context: StageContext) -> dict[str, Any]:
 def _check_supported(spec: Spec) -> None:
     """What the API can say and this version's trainer cannot do."""
     unsupported = {
-        "method.name: DMD2": spec.method.name != "DMD",
-        "method.initFrom": spec.method.init_from is not None,
-        "data.prompts": spec.data.prompts is not None,
-        "training.sharding: FSDP": spec.training.sharding != "DDP",
-        "training.activationCheckpointing": spec.training.activation_checkpointing,
-        "evaluation.metrics: CLIPScore": "CLIPScore" in spec.evaluation.metrics,
+        # Low-rank adapters freeze the rest, and shards mix frozen and trained weights.
+        "training.sharding: FSDP with method.lora": spec.training.sharding == "FSDP" and spec.method.lora is not None,
     }
     found = [field for field, wanted in unsupported.items() if wanted]
     if found:
@@ -90,26 +92,34 @@ def _check_storage(context: StageContext) -> None:
     context.storage.delete("preflight/")
 
 
-def _check_teacher(spec: Spec, teacher: Teacher) -> None:
+def _check_teacher(context: StageContext, teacher: Teacher) -> None:
     """Conditions, solver, guidance, time step, and one call of the network."""
-    labels = spec.data.class_labels
-    conditions = teacher.conditions(labels.count if labels else None)
+    spec = context.manifest.spec
+    conditions = training_conditions(context, teacher)
+    scale, negative = spec.teacher.guidance_scale, conditions.negative
     regression = spec.method.regression
     if regression is not None:
-        teacher_solver(teacher, regression.solver, regression.solver_steps, spec.teacher.guidance_scale)
-    if spec.teacher.guidance_scale != 1 and conditions.null_label is None:
-        raise BadInputError(
-            "spec.teacher.guidanceScale: this teacher has no label for 'no class' to be guided away from; leave it at 1"
-        )
-    guide(teacher, spec.teacher.guidance_scale)
+        teacher_solver(teacher, regression.solver, regression.solver_steps, scale, negative)
+    guide(teacher, scale, negative)
     timestep, length = spec.method.generator_timestep, len(teacher.denoiser.schedule)
     if timestep is not None and timestep >= length:
         raise BadInputError(f"spec.method.generatorTimestep: {timestep}, but the schedule's last index is {length - 1}")
-    check_exportable(teacher)
-    noise = torch.zeros(1, *teacher.sample_shape)
-    condition = {} if conditions.class_count is None else {"class_labels": torch.zeros(1, dtype=torch.int64)}
+    check_exportable(teacher, spec.method)
+    if spec.method.gan is not None and getattr(teacher.denoiser.network, "mid_block", None) is None:
+        raise BadInputError("spec.method.gan: this teacher is no UNet and has no bottleneck; leave method.gan out")
+    noise = torch.zeros(1, *teacher.sample_shape, device=context.device)
+    condition = conditions.embed(conditions.in_turn(1), context.device)
+    middle = torch.tensor([length // 2], device=context.device)
     with torch.no_grad():
-        found = teacher.denoiser(noise, teacher.denoiser.schedule.at(torch.tensor([length // 2])), condition)
+        try:
+            found = teacher.denoiser(noise, teacher.denoiser.schedule.at(middle), condition)
+        except RuntimeError as error:
+            # Shapes that do not fit: a text encoder of another width, a class table of another size.
+            reason = str(error).strip().splitlines()[0]
+            raise BadInputError(
+                f"spec.teacher.uri: {spec.teacher.uri}: its parts do not fit each other ({reason}); save the pipeline "
+                "again from parts that were trained together"
+            ) from error
     if not torch.isfinite(found).all():
         raise BadInputError(f"spec.teacher.uri: {spec.teacher.uri} predicts NaN; its weights are damaged")
 
@@ -118,14 +128,47 @@ def _check_evaluation(context: StageContext, teacher: Teacher) -> None:
     """The feature network loads, takes the teacher's images, and there are real images of their size."""
     spec = context.manifest.spec
     device = torch.device("cpu")
-    extractor = load_features(spec.evaluation.features, context.scratch, device)
-    channels, height, width = teacher.sample_shape
+    extractor = load_features(
+        spec.evaluation.features, context.scratch, device, clean=spec.evaluation.resolution is not None
+    )
+    channels = teacher.image_shape[0]
     if extractor.channels not in (None, channels):
         raise BadInputError(
             f"spec.evaluation.features: {extractor.name} takes images with {extractor.channels} channel(s), "
             f"the teacher's have {channels}"
         )
     reference_features(
-        spec.evaluation.reference, extractor, (height, width), context.shared_storage, context.scratch, device
+        spec.evaluation.reference,
+        extractor,
+        teacher.image_shape[1:],
+        context.shared_storage,
+        context.scratch,
+        device,
+        spec.evaluation.resolution,
     )
-    regression_loss(spec.method.regression, context.scratch, device)
+    clip_score(context)
+    evaluation_conditions(context, teacher)
+    regression_loss(spec.method.regression, context.scratch, device, teacher.autoencoder)
+
+
+def _check_initial_weights(context: StageContext, teacher: Teacher) -> None:
+    """An earlier run's weights fit the teacher's network."""
+    initial = context.manifest.spec.method.init_from
+    if initial is None:
+        return
+    gan = context.manifest.spec.method.gan is not None
+    networks: dict[str, tuple[Location | None, nn.Module]] = {
+        "generator": (initial.generator, teacher.denoiser.network),
+        "fakeScore": (initial.fake_score, FakeScore(teacher.trainable_network(), gan=gan)),
+    }
+    for field, (location, network) in networks.items():
+        check_initial_weights(network, read_initial_weights(location, field, context.scratch), field)
+
+
+def _check_real_images(context: StageContext, teacher: Teacher) -> None:
+    """There are real images for the GAN term, and the first can be read."""
+    spec = context.manifest.spec
+    if spec.method.gan is None:
+        return
+    images = open_real_images(spec.data.images, teacher, context.scratch, context.shared_storage)
+    images.check()

@@ -5,10 +5,10 @@ from typing import Any
 
 from dmd_api.manifest import Regression
 from dmd_trainer.context import StageContext
-from dmd_trainer.fetch import local_path
 from dmd_trainer.pairs import make_shard, shard_count, shard_indices, shard_is_intact, write_shard
 from dmd_trainer.solvers import teacher_solver
-from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.stages.inputs import read_teacher, training_conditions
+from dmd_trainer.teachers import Teacher
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -19,9 +19,7 @@ def run(context: StageContext) -> dict[str, Any]:
         return {"pairs": 0}
     mine = range(context.rank, shard_count(regression.pairs), context.world_size)
     context.progress.update(activity="loading the teacher", unit="pairs", total=regression.pairs)
-    teacher = load_teacher(
-        local_path(spec.teacher.uri, context.scratch), device=context.device, autocast=context.autocast
-    )
+    teacher = read_teacher(context)
     make_shards(context, teacher, regression, mine)
     return {"pairs": regression.pairs, "shards": shard_count(regression.pairs)}
 
@@ -33,9 +31,9 @@ def make_shards(context: StageContext, teacher: Teacher, regression: Regression,
         InterruptedRunError: this process was told to stop; finished shards are kept.
     """
     spec = context.manifest.spec
-    labels = spec.data.class_labels
-    conditions = teacher.conditions(labels.count if labels else None)
-    solver = teacher_solver(teacher, regression.solver, regression.solver_steps, spec.teacher.guidance_scale)
+    conditions = training_conditions(context, teacher)
+    guidance = spec.teacher.guidance_scale
+    solver = teacher_solver(teacher, regression.solver, regression.solver_steps, guidance, conditions.negative)
     context.progress.update(activity="solving the teacher's ODE")
 
     def advance(count: int) -> None:

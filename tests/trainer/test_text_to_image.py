@@ -1,0 +1,192 @@
+"""Text-to-image teachers of every family, held against diffusers' own pipelines, and distilled whole."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from dmd_api.manifest import Prompts
+from dmd_api.runtime import Stage
+from dmd_trainer.export import CardFacts, call_arguments, export_pipeline
+from dmd_trainer.generator import Generator, generator_timesteps
+from dmd_trainer.prompts import PromptConditions, PromptEmbeddings, read_prompts
+from dmd_trainer.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.storage import FileStorage
+from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.text_encoder import TextEncoder
+from tests.stages import run_stage
+from tests.trainer.text_teachers import MAKERS
+
+PROMPTS = ["red apple", "cat face", "rocket"]
+CPU = torch.device("cpu")
+STEPS = 4
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return load_teacher(MAKERS[request.param](tmp_path_factory.mktemp("teachers") / request.param))
+
+
+def conditions_of(teacher: Teacher, folder: Path) -> PromptConditions:
+    embeddings = PromptEmbeddings(
+        PROMPTS, teacher.digest, FileStorage(folder), folder / "local", partial(TextEncoder, teacher.directory, CPU)
+    )
+    return PromptConditions(embeddings=embeddings, added=teacher.added_conditions)
+
+
+def noise_of(teacher: Teacher) -> torch.Tensor:
+    return torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(3))
+
+
+def load_pipeline(folder: Path) -> Any:
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
+    return DiffusionPipeline.from_pretrained(folder, **absent)
+
+
+def pipeline_images(pipeline: Any, noise: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(PROMPTS[:2], latents=noise, output_type="pt", height=16, width=16, **arguments).images
+    return images * 2 - 1
+
+
+def test_the_teacher_draws_what_its_pipeline_draws(teacher: Teacher, tmp_path: Path) -> None:
+    """Text encoders, guidance, solver and VAE together; embeddings are kept in half precision."""
+    conditions = conditions_of(teacher, tmp_path)
+    noise = noise_of(teacher)
+    name = fitting_solvers(teacher)[0]
+    if name == "DDIM":
+        name = "PNDM"
+    solver = teacher_solver(teacher, name, STEPS, 3.0, conditions.negative)
+    condition = conditions.embed({"prompt": torch.tensor([0, 1])}, CPU)
+    found = teacher.autoencoder.decode(solver(noise, condition)).clamp(-1, 1)
+    pipeline = load_pipeline(teacher.directory)
+    expected = pipeline_images(pipeline, noise, num_inference_steps=STEPS, guidance_scale=3.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_an_exported_generator_draws_what_the_trainer_measures(teacher: Teacher, tmp_path: Path, steps: int) -> None:
+    from dmd_api.manifest import Method
+
+    if steps > 1 and fitting_solvers(teacher) == ("FlowMatchEuler",):
+        pytest.skip("several steps of a flow are refused by preflight")
+    timesteps = generator_timesteps(Method(name="DMD2", generator_steps=steps), teacher.denoiser.schedule)
+    network = teacher.trainable_network().requires_grad_(False)
+    torch.manual_seed(1)
+    for parameter in network.parameters():
+        parameter += 0.02 * torch.randn_like(parameter)
+    conditions = conditions_of(teacher, tmp_path)
+    condition = conditions.embed({"prompt": torch.tensor([0, 1])}, CPU)
+    noise = noise_of(teacher)
+    with torch.no_grad():
+        generator = Generator(teacher.denoiser.with_network(network), timesteps)
+        # The noise between steps is the sampler's own business: only the first step can be compared exactly.
+        sampled = generator.step(noise, condition, 0) if steps > 1 else generator(noise, condition)
+        expected = teacher.autoencoder.decode(sampled).clamp(-1, 1)
+    folder = tmp_path / "pipeline"
+    export_pipeline(teacher, network.state_dict(), timesteps, folder, CardFacts("x", "file:///t", "DMD", "abc", "1"))
+    pipeline = load_pipeline(folder)
+    if steps > 1:
+        pipeline.scheduler.set_timesteps(steps, original_inference_steps=steps)
+        assert pipeline.scheduler.timesteps.tolist() == list(timesteps)
+        level = int(pipeline.scheduler.timesteps[0])
+        output = generator.denoiser.call_network(
+            noise, teacher.denoiser.schedule.at(torch.tensor([level] * 2)), condition
+        )
+        x0 = pipeline.scheduler.step(output, level, noise).denoised
+        torch.testing.assert_close(teacher.autoencoder.decode(x0).clamp(-1, 1), expected, rtol=0, atol=5e-3)
+    else:
+        arguments = call_arguments(type(pipeline).__name__)
+        found = pipeline_images(pipeline, noise, **arguments)
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+def test_embeddings_are_made_once_and_shared(tmp_path: Path) -> None:
+    teacher = load_teacher(MAKERS["sd"](tmp_path / "sd"))
+    first = conditions_of(teacher, tmp_path / "a").embeddings
+    expected = first.at(torch.tensor([2, 0]))
+
+    def never() -> TextEncoder:
+        raise AssertionError("everything is cached")
+
+    second = PromptEmbeddings(PROMPTS, teacher.digest, FileStorage(tmp_path / "a"), tmp_path / "elsewhere", never)
+    found = second.at(torch.tensor([2, 0]))
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_prompts_are_read_from_every_format(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "a.txt").write_text("red apple\n\n cat face \n")
+    (tmp_path / "b.jsonl").write_text('{"caption": "rocket", "id": 1}\n"bus"\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["tree", None], "n": [1, 2]}), tmp_path / "c.parquet")
+    found = read_prompts(Prompts(uri=tmp_path.as_uri()), tmp_path)
+    assert found == ["red apple", "cat face", "rocket", "bus", "tree"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.txt", "\n\n", "no prompts"),
+        ("a.jsonl", '{"title": "x"}', "has no text or caption or prompt"),
+        ("a.jsonl", "{", "cannot be read"),
+        ("a.parquet", "no parquet", "cannot be read"),
+        ("a.csv", "x", "neither of"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: str, complaint: str) -> None:
+    from dmd_api.errors import BadInputError
+
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BadInputError, match=complaint):
+        read_prompts(Prompts(uri=(tmp_path / name).as_uri()), tmp_path)
+
+
+def text_manifest(manifest: dict[str, Any], teacher: Path, prompts: Path, **method: Any) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(json.dumps(manifest))
+    spec = content["spec"]
+    spec["teacher"] = {"uri": teacher.as_uri(), "guidanceScale": 3.0}
+    spec["data"] = {"prompts": {"uri": prompts.as_uri()}}
+    spec["method"] = method
+    spec["training"] |= {"generatorUpdates": 4, "checkpointEvery": 2, "sampleEvery": 4, "batchSize": 4}
+    spec["evaluation"] = {
+        "samples": 24,
+        "every": 4,
+        "batchSize": 12,
+        "reference": {"uri": "builtin://emoji"},
+        "features": {"uri": "builtin://emoji-clip"},
+        "metrics": ["FID", "CLIPScore"],
+        "clip": {"uri": "builtin://emoji-clip"},
+        "resolution": 32,
+    }
+    return content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("sd", {"name": "DMD", "regression": {"pairs": 8, "solver": "PNDM", "solverSteps": 3}}),
+        ("sd", {"name": "DMD2", "fakeScoreUpdates": 2, "generatorSteps": 4, "lora": {"rank": 4}}),
+        ("sdxl", {"name": "DMD2", "fakeScoreUpdates": 2, "generatorTimestep": 399, "gan": {}}),
+        ("sd3", {"name": "DMD", "regression": {"pairs": 8, "solver": "FlowMatchEuler", "solverSteps": 3}}),
+    ],
+)
+def test_every_family_is_distilled_through_all_stages(
+    manifest_dict: dict[str, Any], tmp_path: Path, family: str, method: dict[str, Any]
+) -> None:
+    teacher = MAKERS[family](tmp_path / "teacher")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    manifest = text_manifest(manifest_dict, teacher, prompts, **method)
+    if "gan" in method:
+        manifest["spec"]["data"]["images"] = {"uri": "builtin://emoji"}
+    for stage in Stage:
+        result = run_stage(stage, manifest, tmp_path)
+        assert result.error is None, (stage, result.error, (tmp_path / f"{stage}-1.log").read_text()[-3000:])

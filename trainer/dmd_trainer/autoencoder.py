@@ -1,0 +1,76 @@
+"""Between images and what a teacher denoises: latents, or the images themselves."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dmd_api.errors import BadInputError
+
+
+class Pixels(nn.Module):
+    """A pixel teacher's: nothing to do."""
+
+    scale = 1
+    """Pixels along an edge for each of the latents'."""
+    image_channels: int | None = None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1]."""
+        return latents
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of images."""
+        return images
+
+
+class Autoencoder(Pixels):
+    """A latent teacher's VAE, its latents scaled to about unit variance (arXiv 2112.10752, appendix G).
+
+    Args:
+        directory: a pipeline with `vae/`.
+        dtype: what its weights are kept in.
+
+    Raises:
+        BadInputError: there is none, or it cannot be loaded.
+    """
+
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKL
+
+        try:
+            self.vae = AutoencoderKL.from_pretrained(directory, subfolder="vae", use_safetensors=True)
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInputError(
+                f"{directory}/vae: the autoencoder cannot be loaded ({reason}); save the whole pipeline again with "
+                "save_pretrained(..., safe_serialization=True)"
+            ) from error
+        # Networks that overflow in half precision say so (SDXL's).
+        self.dtype = torch.float32 if self.vae.config.force_upcast else dtype
+        self.vae.requires_grad_(False).eval().to(self.dtype)
+        self.scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.image_channels = int(self.vae.config.out_channels)
+        self._factor = float(self.vae.config.scaling_factor)
+        self._shift = float(self.vae.config.shift_factor or 0.0)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] of latents; with gradients, one at a time, its activations made again.
+
+        Of a 512x512 image the decoder's activations are some gigabytes: a batch of them would not fit.
+        """
+        if not (torch.is_grad_enabled() and latents.requires_grad):
+            return self._decode(latents)
+        return torch.cat([checkpoint(self._decode, part, use_reentrant=False) for part in latents.split(1)])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        images: Tensor = self.vae.decode((latents / self._factor + self._shift).to(self.dtype), return_dict=False)[0]
+        return images.to(latents.dtype)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]: the mode of what the encoder says."""
+        mode = self.vae.encode(images.to(self.dtype)).latent_dist.mode()
+        return ((mode - self._shift) * self._factor).to(images.dtype)

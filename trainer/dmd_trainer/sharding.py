@@ -1,0 +1,56 @@
+"""How a network lies in memory: shards (FSDP2), activations made again, channels-last, compiled."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from dmd_api.manifest import Training
+
+
+def prepare(module: nn.Module, training: Training) -> None:
+    """Activation checkpointing, channels-last and compilation, where the manifest asks for them."""
+    network: Any = getattr(module, "network", module)
+    if training.activation_checkpointing and hasattr(network, "enable_gradient_checkpointing"):
+        network.enable_gradient_checkpointing()
+    if training.channels_last:
+        # Only convolutions' weights have the four dimensions that this is about.
+        module.to(memory_format=torch.channels_last)
+    if training.compile:
+        module.compile()
+
+
+def shard(module: nn.Module, training: Training) -> bool:
+    """Shards a module's parameters over all ranks, block by block (FSDP2); whether it did.
+
+    Weights stay float32 and the optimiser works on them; they are gathered and computed with in bfloat16 where the
+    manifest says so, and gradients are averaged in float32.
+    """
+    if training.sharding != "FSDP" or not dist.is_initialized() or dist.get_world_size() == 1:
+        return False
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if training.precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        # A time of 999 would become 1000 in bfloat16.
+        cast_forward_inputs=False,
+    )
+    for block in _blocks(getattr(module, "network", module)):
+        fully_shard(block, mp_policy=policy)
+    fully_shard(module, mp_policy=policy)
+    return True
+
+
+def set_gradient_sync(module: nn.Module, synchronise: bool) -> None:
+    """Whether the next backward pass averages gradients over the ranks: only a step's last micro-batch needs to."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(synchronise)
+
+
+def _blocks(network: Any) -> list[nn.Module]:
+    """What is gathered at once: a UNet's levels, or a transformer's blocks."""
+    if hasattr(network, "transformer_blocks"):
+        return list(network.transformer_blocks)
+    middle = [network.mid_block] if getattr(network, "mid_block", None) is not None else []
+    return [*network.down_blocks, *middle, *network.up_blocks]

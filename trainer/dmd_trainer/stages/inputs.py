@@ -1,0 +1,82 @@
+"""What several stages read before their work: the teacher, and what it is conditioned on."""
+
+from functools import partial
+
+import torch
+
+from dmd_api.errors import BadInputError
+from dmd_api.manifest import Prompts
+from dmd_trainer.conditions import Conditions
+from dmd_trainer.context import StageContext
+from dmd_trainer.evaluation.clip_score import ClipScore, load_clip_score
+from dmd_trainer.fetch import local_path
+from dmd_trainer.prompts import PromptConditions, PromptEmbeddings, read_prompts
+from dmd_trainer.teachers import WEIGHTS, Teacher, load_teacher
+from dmd_trainer.text_encoder import TextEncoder
+
+
+def read_teacher(context: StageContext) -> Teacher:
+    """The manifest's teacher, on this process's device.
+
+    Raises:
+        BadInputError: it is missing, or not one.
+    """
+    wanted = context.manifest.spec.teacher
+    return load_teacher(
+        local_path(wanted.uri, context.scratch),
+        device=context.device,
+        autocast=context.autocast,
+        weights=wanted.weights,
+        offload=wanted.offload,
+    )
+
+
+def training_conditions(context: StageContext, teacher: Teacher) -> Conditions:
+    """What training draws its conditions from.
+
+    Raises:
+        BadInputError: the teacher takes other conditions, or there are no prompts.
+    """
+    data = context.manifest.spec.data
+    if data.prompts is not None:
+        return _prompt_conditions(context, teacher, data.prompts, one_by_one=False)
+    return teacher.conditions(data.class_labels.count if data.class_labels else None)
+
+
+def evaluation_conditions(context: StageContext, teacher: Teacher) -> Conditions:
+    """What measured images are made for: with prompts, each in its turn."""
+    spec = context.manifest.spec
+    prompts = spec.evaluation.prompts or spec.data.prompts
+    if prompts is not None:
+        return _prompt_conditions(context, teacher, prompts, one_by_one=True)
+    return training_conditions(context, teacher)
+
+
+def clip_score(context: StageContext) -> ClipScore | None:
+    """The CLIP model of CLIPScore; None where that is not measured.
+
+    Raises:
+        BadInputError: it is none.
+    """
+    evaluation = context.manifest.spec.evaluation
+    if "CLIPScore" not in evaluation.metrics:
+        return None
+    return load_clip_score(evaluation.clip, context.scratch, context.device)
+
+
+def _prompt_conditions(
+    context: StageContext, teacher: Teacher, prompts: Prompts, *, one_by_one: bool
+) -> PromptConditions:
+    if not teacher.takes_text:
+        raise BadInputError("spec.data.prompts: the teacher takes no text; leave prompts out, or give classLabels")
+    weights = context.manifest.spec.teacher.weights
+    # The encoders are loaded only where embeddings are missing, and in no less than 16 bits: they run once a prompt.
+    dtype = torch.float32 if context.device.type == "cpu" else WEIGHTS[weights]
+    embeddings = PromptEmbeddings(
+        read_prompts(prompts, context.scratch),
+        teacher.digest,
+        context.shared_storage,
+        context.scratch,
+        partial(TextEncoder, teacher.directory, context.device, dtype),
+    )
+    return PromptConditions(embeddings=embeddings, added=teacher.added_conditions, one_by_one=one_by_one)
