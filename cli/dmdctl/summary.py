@@ -19,7 +19,7 @@ def show_summary(console: Console, report: Report, place: Storage, manifest: DMD
         ("recall", report.recall, ".3f"),
         ("coverage", report.coverage, ".3f"),
         ("class accuracy", report.accuracy, ".2%"),
-        ("CLIP score", report.clip_score, ".4f"),
+        ("CLIP score", report.clip_score, ".2f"),
     ]
     for label, values, style in rows:
         if values is not None:

@@ -18,7 +18,7 @@ from functools import cache, cached_property
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ from dmd_api.manifest import Location
 from dmd_trainer.digits import load_digits_images
 from dmd_trainer.fetch import local_path
 from dmd_trainer.storage import Storage, open_storage
-from dmd_trainer.teachers import Teacher
+
+if TYPE_CHECKING:
+    from dmd_trainer.teachers import Teacher
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -354,6 +356,8 @@ class ImageSet:
         return list(self._bad.values())
 
     def _counts(self, files: Files, shared: Storage | None) -> list[int]:
+        if isinstance(self._shards[0], PictureShard | DigitsShard):
+            return [self._shards[0].count()]
         if COUNTS in files.keys:
             known = json.loads(files.fetch(COUNTS).read_text())
             if all(shard.key in known for shard in self._shards):
@@ -446,7 +450,7 @@ class RealImages:
         BadInputError: they have no labels, and the teacher takes some.
     """
 
-    def __init__(self, images: ImageSet, teacher: Teacher) -> None:
+    def __init__(self, images: ImageSet, teacher: "Teacher") -> None:
         self.images, self._teacher = images, teacher
         self._device = teacher.denoiser.schedule.sigmas.device
         if teacher.num_class_embeds is not None and not images.labelled:
@@ -532,7 +536,7 @@ class RealImages:
 
 
 def open_real_images(
-    location: Location | None, teacher: Teacher, scratch: Path, shared: Storage | None = None
+    location: Location | None, teacher: "Teacher", scratch: Path, shared: Storage | None = None
 ) -> RealImages:
     """The images of `spec.data.images`, for a teacher.
 

@@ -122,7 +122,7 @@ def _teacher_measured(
         "conditions": samples.conditions.identity,
         "extractor": extractor.digest,
         "resolution": samples.resolution,
-        "clip": context.manifest.spec.evaluation.clip and context.manifest.spec.evaluation.clip.uri,
+        "clip": samples.clip and samples.clip.digest,
         "precision": context.manifest.spec.training.precision,
     }
     key = f"cache/teacher-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}.safetensors"

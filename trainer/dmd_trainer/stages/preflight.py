@@ -12,7 +12,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location, Spec
 from dmd_trainer.context import StageContext
 from dmd_trainer.evaluation.features import load_features
-from dmd_trainer.evaluation.reference import reference_features
+from dmd_trainer.evaluation.reference import check_reference
 from dmd_trainer.export import check_exportable
 from dmd_trainer.gan import FakeScore
 from dmd_trainer.initial_weights import check_initial_weights, read_initial_weights
@@ -137,13 +137,12 @@ def _check_evaluation(context: StageContext, teacher: Teacher) -> None:
             f"spec.evaluation.features: {extractor.name} takes images with {extractor.channels} channel(s), "
             f"the teacher's have {channels}"
         )
-    reference_features(
+    check_reference(
         spec.evaluation.reference,
         extractor,
         teacher.image_shape[1:],
-        context.shared_storage,
         context.scratch,
-        device,
+        context.shared_storage,
         spec.evaluation.resolution,
     )
     clip_score(context)
