@@ -106,6 +106,31 @@ def test_an_exported_generator_draws_what_the_trainer_measures(teacher: Teacher,
         torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
 
 
+def test_new_weights_are_the_same_on_every_rank(tmp_path: Path) -> None:
+    from dmd_api.loading import parse_manifest
+    from dmd_trainer.distillation import Distillation
+    from dmd_trainer.losses import l2_regression_loss
+    from tests.conftest import MANIFEST
+
+    teacher = load_teacher(MAKERS["sd"](tmp_path / "sd"))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    method = {"name": "DMD2", "gan": {}, "lora": {"rank": 2}}
+    manifest = text_manifest(MANIFEST, teacher.directory, prompts, **method)
+    manifest["spec"]["data"]["images"] = {"uri": "builtin://emoji"}
+    spec = parse_manifest(manifest).spec
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)  # what a process drew before is of no consequence
+        made = Distillation(teacher, spec, conditions_of(teacher, tmp_path), None, l2_regression_loss)
+        states.append({**made.fake_score_network.module.state_dict(), **made.generator_network.module.state_dict()})
+        average = made.ema.module.state_dict()
+        assert all(
+            torch.equal(value, average[key]) for key, value in made.generator_network.module.state_dict().items()
+        )
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
 def test_embeddings_are_made_once_and_shared(tmp_path: Path) -> None:
     teacher = load_teacher(MAKERS["sd"](tmp_path / "sd"))
     first = conditions_of(teacher, tmp_path / "a").embeddings

@@ -6,7 +6,8 @@ loading the state and counting on from its step is resuming the run, bit for bit
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -147,8 +148,10 @@ class Distillation:
         for copy in (network, average):
             load_initial_weights(copy, initial.generator, "generator")
             if method.lora is not None:
-                add_lora(copy, method.lora)
-        fake_score = FakeScore(teacher.trainable_network(), gan=method.gan is not None)
+                with _seeded(training.seed):
+                    add_lora(copy, method.lora)
+        with _seeded(training.seed):
+            fake_score = FakeScore(teacher.trainable_network(), gan=method.gan is not None)
         load_initial_weights(fake_score, initial.fake_score, "fakeScore")
         own = training.fake_score
         self.generator_network = TrainedNetwork("generator", network, training, training.learning_rate, training.betas)
@@ -353,3 +356,11 @@ class Distillation:
         self.fake_score_network.load_state(state["fake_score"])
         set_model_state_dict(self.ema.module, state["ema"])
         self.step_count = step
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """New weights (a GAN's head, adapters) from the run's seed: the same on every rank and in every attempt."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
