@@ -1,0 +1,59 @@
+"""DMD, DMD2 without its GAN, and variational score distillation: the trainer's own `Distillation`, differently set."""
+
+from typing import Any, cast
+
+from benchmarks.digits import EXAMPLE
+from benchmarks.one_step.setting import CLASSES, FORWARD, UPDATE, Sampler, Setting
+from benchmarks.one_step.training import CLIP, EMA_DECAY, WARMUP
+from dmd_api.loading import load_manifest
+from dmd_trainer.distillation import Distillation
+from dmd_trainer.losses import l2_regression_loss
+from dmd_trainer.pairs import Pairs
+
+
+def distribution_matching(
+    setting: Setting, learning_rate: float, fake_score_updates: int = 1, share: float = 0.0
+) -> Sampler:
+    """A one-step generator by distribution matching.
+
+    Args:
+        setting: what all methods share.
+        learning_rate: of generator and fake score.
+        fake_score_updates: k, per generator update.
+        share: of the budget for ODE pairs; 0 leaves the regression out.
+    """
+    spec = load_manifest(EXAMPLE).spec
+    pairs = setting.pairs(share) if share else None
+    updates = setting.updates(cost(fake_score_updates, pairs is not None), pairs.cost if pairs else 0)
+    method: dict[str, Any] = {"fake_score_updates": fake_score_updates}
+    if pairs is None:
+        method |= {"name": "DMD2", "regression": None}
+    training = {
+        "generator_updates": updates,
+        "batch_size": setting.batch,
+        "learning_rate": learning_rate,
+        "learning_rate_schedule": "cosine",
+        "warmup_steps": WARMUP,
+        "gradient_clip_norm": CLIP,
+        "ema_decay": EMA_DECAY,
+        "seed": setting.seed,
+    }
+    spec = spec.model_copy(
+        update={
+            "method": spec.method.model_copy(update=method),
+            "training": spec.training.model_copy(update=training),
+        }
+    )
+    teacher = setting.teacher
+    # Held in memory, the pairs are read as the trainer reads its own from files.
+    read = cast("Pairs | None", pairs)
+    distillation = Distillation(teacher, spec, teacher.conditions(CLASSES), read, l2_regression_loss)
+    for _ in range(updates):
+        distillation.step()
+    return distillation.ema_generator
+
+
+def cost(fake_score_updates: int, with_pairs: bool) -> int:
+    """Network evaluations of a step, a sample: generator, both scores, fake updates, fresh images for all but one."""
+    generator = UPDATE * (2 if with_pairs else 1)
+    return generator + 2 * FORWARD + UPDATE * fake_score_updates + FORWARD * (fake_score_updates - 1)

@@ -1,0 +1,62 @@
+"""The teacher's ODE pairs, held in memory; as many as a number of network evaluations pays for."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmd_trainer.denoiser import Condition
+from dmd_trainer.keyed import Draws
+from dmd_trainer.solvers import heun
+from dmd_trainer.teachers import Teacher
+
+STEPS = 18
+COST = 2 * STEPS - 1
+"""Network evaluations of a pair: Heun evaluates twice a step but for the last one."""
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class TeacherPairs:
+    """Noise [N, C, H, W], the teacher's solution of it, and the classes [N]; read as the trainer's `Pairs` are."""
+
+    noise: Tensor
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    @property
+    def cost(self) -> int:
+        """The network evaluations they took."""
+        return COST * len(self)
+
+    def at(self, indices: Tensor) -> tuple[Tensor, Tensor, Condition]:
+        """The pairs at `indices` [B]: (noise, images, condition)."""
+        return self.noise[indices], self.images[indices], {"class_labels": self.labels[indices]}
+
+    def draw(self, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor, Condition]:
+        """`count` of them, each as likely as another."""
+        return self.at(torch.randint(len(self), (count,), generator=draws))
+
+
+_made: dict[tuple[str, int], list[TeacherPairs]] = {}
+
+
+def make_pairs(teacher: Teacher, evaluations: int, seed: int) -> TeacherPairs:
+    """The first pairs of `seed` that `evaluations` pay for.
+
+    Chunks are kept, since methods share them; whoever uses them is charged for all the same.
+    """
+    count = max(1, evaluations // COST)
+    chunks = _made.setdefault((teacher.digest, seed), [])
+    while len(chunks) * CHUNK < count:
+        start = len(chunks) * CHUNK
+        draws = Draws(seed, "pairs", 0, range(start, start + CHUNK))
+        labels, noise = draws.integers(0, 10), draws.normal(teacher.sample_shape)
+        images = heun(teacher.denoiser, teacher.denoiser.schedule, noise, {"class_labels": labels}, STEPS)
+        chunks.append(TeacherPairs(noise, images, labels))
+    columns = ((chunk.noise, chunk.images, chunk.labels) for chunk in chunks)
+    noise, images, labels = (torch.cat(column)[:count] for column in zip(*columns, strict=True))
+    return TeacherPairs(noise, images, labels)

@@ -1,0 +1,41 @@
+"""How good a sampler's images are, in the digit classifier's features."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from benchmarks.one_step.setting import CLASSES, Sampler, digits_teacher
+from dmd_trainer.evaluation.features import DigitsFeatures
+from dmd_trainer.evaluation.metrics import frechet_distance, precision, recall
+from dmd_trainer.fetch import local_path
+from dmd_trainer.keyed import Draws
+
+SAMPLES, BATCH = 10_000, 250
+
+
+@torch.inference_mode()
+def measure(sampler: Sampler, seed: int, samples: int = SAMPLES) -> dict[str, float]:
+    """FID, precision, recall, and how often the classifier finds the class that was asked for."""
+    teacher, images, _ = digits_teacher()
+    extractor = _extractor()
+    real = extractor.extract(images)[0]
+    features, correct = [], []
+    for start in range(0, samples, BATCH):
+        draws = Draws(seed, "evaluation", 0, range(start, min(start + BATCH, samples)))
+        labels, noise = draws.integers(0, CLASSES), draws.normal(teacher.sample_shape)
+        found, predicted = extractor.extract(sampler(noise, {"class_labels": labels}).clamp(-1, 1))
+        features.append(found)
+        correct.append(predicted == labels)
+    generated = torch.cat(features)
+    return {
+        "fid": frechet_distance(real, generated),
+        "precision": precision(real, generated),
+        "recall": recall(real, generated),
+        "accuracy": float(torch.cat(correct).double().mean()),
+    }
+
+
+@cache
+def _extractor() -> DigitsFeatures:
+    return DigitsFeatures(local_path("builtin://digits-classifier", Path()))

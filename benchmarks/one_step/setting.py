@@ -1,0 +1,85 @@
+"""What all methods share: the teacher, the data, the budget, and how a network becomes a one-step generator."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.one_step.pairs import TeacherPairs, make_pairs
+from dmd_trainer.denoiser import Condition, Denoiser
+from dmd_trainer.digits import load_digits_images
+from dmd_trainer.fetch import local_path
+from dmd_trainer.teachers import Teacher, load_teacher
+
+FORWARD, UPDATE = 1, 3
+"""What a sample costs in network evaluations: a forward pass, and one with its backward pass (counted as two more)."""
+CLASSES = 10
+
+Sampler = Callable[[Tensor, Condition], Tensor]
+"""(unit-variance noise [B, C, H, W], condition) -> images [B, C, H, W]."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run's share of everything.
+
+    Attributes:
+        teacher: frozen.
+        images: the teacher's training data [N, C, H, W] in [-1, 1].
+        labels: their classes [N].
+        budget: network evaluations that training may cost, the making of ODE pairs included.
+        seed: of every draw.
+        batch: samples an update.
+    """
+
+    teacher: Teacher
+    images: Tensor
+    labels: Tensor
+    budget: int
+    seed: int
+    batch: int = 64
+
+    def updates(self, cost: int, spent: int = 0) -> int:
+        """How many updates of `cost` network evaluations a sample are left after `spent`."""
+        return (self.budget - spent) // (cost * self.batch)
+
+    def pairs(self, share: float) -> TeacherPairs:
+        """As many ODE pairs as `share` of the budget pays for."""
+        return make_pairs(self.teacher, round(self.budget * share), self.seed)
+
+    def draws(self, stream: int) -> torch.Generator:
+        """The random numbers of one purpose."""
+        return torch.Generator().manual_seed(1000 * self.seed + stream)
+
+    def real(self, draws: torch.Generator) -> tuple[Tensor, Condition]:
+        """A batch of the data and its condition."""
+        rows = torch.randint(len(self.images), (self.batch,), generator=draws)
+        return self.images[rows], {"class_labels": self.labels[rows]}
+
+
+@cache
+def digits_teacher() -> tuple[Teacher, Tensor, Tensor]:
+    """The teacher that ships with the trainer, and the images and labels that it was trained on."""
+    return load_teacher(local_path("builtin://digits-teacher", Path())), *load_digits_images()
+
+
+def normal_like(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Standard normal numbers in the shape of `images`."""
+    return torch.randn(images.shape, generator=draws)
+
+
+def one_step(denoiser: Denoiser) -> Sampler:
+    """x = D(sigma_max z, sigma_max): all generators here are the teacher's network, called once at the noisiest level.
+
+    It is also one Euler step of the probability-flow ODE from sigma_max to 0.
+    """
+    schedule = denoiser.schedule
+
+    def sample(noise: Tensor, condition: Condition) -> Tensor:
+        sigma = schedule.sigmas[-1:].expand(len(noise))
+        return denoiser(noise * float(sigma[0]), schedule.at_sigma(sigma), condition)
+
+    return sample

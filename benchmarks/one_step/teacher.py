@@ -1,0 +1,39 @@
+"""The teacher itself as a sampler of few steps."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.one_step.progressive import ddim_step
+from benchmarks.one_step.setting import Sampler
+from dmd_trainer.denoiser import Condition, Denoiser
+from dmd_trainer.schedules import karras_sigmas
+from dmd_trainer.solvers import heun
+
+STEPS = (1, 2, 4, 8, 18, 50)
+
+
+def teacher_samplers(denoiser: Denoiser) -> dict[str, dict[int, Sampler]]:
+    """By solver and network evaluations; Heun's last step is Euler's, so n steps are 2 n - 1 evaluations."""
+    return {
+        "Teacher, Euler": {steps: euler(denoiser, steps) for steps in STEPS},
+        "Teacher, Heun": {2 * steps - 1: partial(heun, denoiser, denoiser.schedule, steps=steps) for steps in STEPS},
+    }
+
+
+def euler(denoiser: Denoiser, steps: int) -> Sampler:
+    """Euler's method on the same sigmas as Heun's."""
+    schedule = denoiser.schedule
+    sigmas = karras_sigmas(steps, float(schedule.sigmas[0]), float(schedule.sigmas[-1]))
+    sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+
+    @torch.no_grad()
+    def sample(noise: Tensor, condition: Condition) -> Tensor:
+        x = noise * float(sigmas[0])
+        for index in range(steps):
+            sigma, following = (value.expand(len(x)) for value in sigmas[index : index + 2])
+            x = ddim_step(denoiser, x, sigma, following, condition)
+        return x
+
+    return sample

@@ -1,0 +1,218 @@
+"""The methods of the comparison against closed forms, and what they cost against what they may."""
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.one_step.consistency import consistency_function, consistency_loss, heun_step
+from benchmarks.one_step.figure import plot
+from benchmarks.one_step.methods import METHODS
+from benchmarks.one_step.pairs import COST, TeacherPairs, make_pairs
+from benchmarks.one_step.progressive import ddim_step, halvable_sigmas, two_steps_target
+from benchmarks.one_step.reflow import reflow_loss, velocity
+from benchmarks.one_step.setting import FORWARD, UPDATE, Setting, digits_teacher, one_step
+from benchmarks.one_step.teacher import euler
+from benchmarks.one_step.training import follow, train
+from torch import Tensor, nn
+
+from dmd_trainer.denoiser import Denoiser, Prediction
+from dmd_trainer.schedules import per_sample, schedule_from_scheduler
+from dmd_trainer.solvers import heun
+from dmd_trainer.teachers import Teacher
+
+SCHEDULE = schedule_from_scheduler({"_class_name": "EDMEulerScheduler", "sigma_data": 0.75})
+SPREAD = 0.5
+LOW, HIGH = float(SCHEDULE.sigmas[0]), float(SCHEDULE.sigmas[-1])
+
+
+class _GaussianNetwork(nn.Module):
+    """Of the exact denoiser where the data is N(0, SPREAD^2): D(x, sigma) = x SPREAD^2 / (SPREAD^2 + sigma^2)."""
+
+    def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        sigma, data = (4 * timestep.double()).exp(), 0.75
+        into = (sigma**2 + data**2).rsqrt()
+        wanted = SPREAD**2 / (SPREAD**2 + sigma**2) - data**2 * into**2
+        return (per_sample(wanted / (sigma * data * into**2), sample) * sample,)
+
+
+GAUSSIAN = Denoiser(_GaussianNetwork(), SCHEDULE, Prediction.EDM)
+
+
+def _normal(seed: int, count: int = 6) -> Tensor:
+    return torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _solution(x: Tensor, sigma: Tensor, following: Tensor) -> Tensor:
+    """The Gaussian's probability-flow ODE: x stays the same multiple of the marginal's standard deviation."""
+    return x * per_sample(((SPREAD**2 + following**2) / (SPREAD**2 + sigma**2)).sqrt(), x)
+
+
+def test_consistency_function_is_the_identity_at_the_smallest_sigma() -> None:
+    x = _normal(0)
+    torch.testing.assert_close(consistency_function(GAUSSIAN, x, SCHEDULE.sigmas[:1].expand(6), {}), x)
+
+
+def test_consistency_function_is_the_denoiser_at_the_largest_sigma() -> None:
+    x, sigma = HIGH * _normal(1), SCHEDULE.sigmas[-1:].expand(6)
+    expected = GAUSSIAN(x, SCHEDULE.at_sigma(sigma), {})
+    torch.testing.assert_close(consistency_function(GAUSSIAN, x, sigma, {}), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_consistency_target_beside_the_boundary_is_the_step_of_the_teacher() -> None:
+    """At sigma' = sigma_min the target is x' itself, so the loss is the distance to it (eq. 7)."""
+    x = _normal(2)
+    sigma, following = SCHEDULE.sigmas[1:2].expand(6), SCHEDULE.sigmas[:1].expand(6)
+    stepped = heun_step(GAUSSIAN, x, sigma, following, {})
+    expected = (consistency_function(GAUSSIAN, x, sigma, {}) - stepped).square().mean()
+    torch.testing.assert_close(consistency_loss(GAUSSIAN, GAUSSIAN, GAUSSIAN, x, sigma, following, {}), expected)
+
+
+def test_heun_step_follows_the_ode_to_second_order() -> None:
+    x, sigma = _normal(3), torch.full((6,), 1.0, dtype=torch.float64)
+    errors = []
+    for step in (0.02, 0.01):
+        found = heun_step(GAUSSIAN, x, sigma, sigma - step, {})
+        errors.append(float((found - _solution(x, sigma, sigma - step)).abs().max()))
+    assert 7 < errors[0] / errors[1] < 9  # the error of one step is of third order
+
+
+def test_one_step_to_the_progressive_target_is_two_ddim_steps() -> None:
+    x = 3 * _normal(4)
+    sigma, middle, following = (torch.full((6,), value, dtype=torch.float64) for value in (3.0, 1.2, 0.4))
+    target = two_steps_target(GAUSSIAN, x, sigma, middle, following, {})
+    one = target + per_sample(following / sigma, x) * (x - target)
+    two = ddim_step(GAUSSIAN, ddim_step(GAUSSIAN, x, sigma, middle, {}), middle, following, {})
+    torch.testing.assert_close(one, two)
+
+
+def test_the_last_progressive_target_is_the_image_itself() -> None:
+    x, sigma = HIGH * _normal(5), torch.full((6,), HIGH, dtype=torch.float64)
+    middle, nothing = torch.ones_like(sigma), torch.zeros_like(sigma)
+    expected = ddim_step(GAUSSIAN, ddim_step(GAUSSIAN, x, sigma, middle, {}), middle, nothing, {})
+    torch.testing.assert_close(two_steps_target(GAUSSIAN, x, sigma, middle, nothing, {}), expected)
+
+
+def test_half_as_many_steps_are_every_second_sigma() -> None:
+    torch.testing.assert_close(halvable_sigmas(16, LOW, HIGH)[::2], halvable_sigmas(8, LOW, HIGH))
+
+
+class _Straight(nn.Module):
+    """A denoiser that knows the image: its flow is straight."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images = images
+
+    def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        return (self.images,)
+
+
+def test_the_reflow_loss_of_a_straight_flow_is_zero() -> None:
+    noise, images, s = _normal(6), _normal(7), torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+    straight = Denoiser(_Straight(images), SCHEDULE, Prediction.SAMPLE)
+    assert float(reflow_loss(straight, noise, images, s, {})) < 1e-20
+    assert float(reflow_loss(straight, noise + 1, images + 1, s, {})) > 0.1
+    x_s = 0.3 * noise + 0.7 * images
+    torch.testing.assert_close(velocity(straight, x_s, torch.full((6,), 0.3, dtype=torch.float64), {}), images - noise)
+
+
+def test_the_teachers_own_flow_is_the_probability_flow_in_other_coordinates() -> None:
+    """Many Euler steps along the velocity arrive where the ODE does: the reflow starts from a 1-rectified flow."""
+    noise = _normal(8)
+    s = torch.linspace(HIGH / (1 + HIGH), 1e-4, 4001, dtype=torch.float64)
+    x = float(s[0]) * noise
+    for here, there in pairwise(s):
+        x = x + (here - there) * velocity(GAUSSIAN, x, here.expand(6), {})
+    expected = _solution(HIGH * noise, torch.full((6,), HIGH, dtype=torch.float64), torch.zeros(6, dtype=torch.float64))
+    torch.testing.assert_close(x, expected, rtol=0.02, atol=0.01)
+
+
+def test_euler_arrives_where_heun_does() -> None:
+    noise = _normal(9)
+    torch.testing.assert_close(
+        euler(GAUSSIAN, 2000)(noise, {}), heun(GAUSSIAN, SCHEDULE, noise, {}, 200), rtol=5e-3, atol=1e-3
+    )
+    torch.testing.assert_close(euler(GAUSSIAN, 1)(noise, {}), one_step(GAUSSIAN)(noise, {}))
+
+
+def test_pairs_are_the_solutions_of_their_noise_and_more_money_buys_more_of_the_same() -> None:
+    teacher, *_ = digits_teacher()
+    few, more = make_pairs(teacher, 3 * COST, seed=7), make_pairs(teacher, 5 * COST + 1, seed=7)
+    assert (len(few), len(more), few.cost) == (3, 5, 3 * COST)
+    noise, images, condition = more.at(torch.tensor([0, 2]))
+    torch.testing.assert_close(images, few.images[[0, 2]])
+    solved = heun(teacher.denoiser, teacher.denoiser.schedule, noise, condition, 18)
+    torch.testing.assert_close(images, solved, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(make_pairs(teacher, COST, seed=8).noise, few.noise[:1])
+
+
+def test_training_goes_down_and_returns_the_average() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1)
+    start = Denoiser(network, SCHEDULE, Prediction.SAMPLE)
+    inputs = torch.randn(64, 3)
+    before = copy.deepcopy(network.state_dict())
+
+    def loss(student: Denoiser) -> Tensor:
+        return (student.network(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+
+    trained = train(start, loss, updates=200, learning_rate=0.1)
+    assert float(loss(trained).detach()) < 1e-3 < float(loss(start).detach())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_follow_is_the_moving_average() -> None:
+    average, network = nn.Linear(2, 2), nn.Linear(2, 2)
+    expected = 0.9 * average.weight.detach() + 0.1 * network.weight.detach()
+    follow(average, network, 0.9)
+    torch.testing.assert_close(average.weight.detach(), expected)
+
+
+@pytest.fixture
+def counted() -> Iterator[tuple[Teacher, list[int]]]:
+    """The teacher, and how many network evaluations it and all copies of it made."""
+    teacher, *_ = digits_teacher()
+    spent = [0]
+
+    def count(network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        trained = torch.is_grad_enabled() and next(network.parameters()).requires_grad
+        spent[0] += len(inputs[0]) * (UPDATE if trained else FORWARD)
+
+    # Copies of a network keep its hooks.
+    handle = teacher.denoiser.network.register_forward_pre_hook(count)
+    yield teacher, spent
+    handle.remove()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_spend_their_budget_and_not_more(
+    name: str, counted: tuple[Teacher, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (teacher, spent), budget = counted, 600
+    make_pairs(teacher, budget, seed=7)  # made in chunks and kept, so that their making is not counted but charged
+    spent[0] = 0
+    pairs_of = Setting.pairs
+
+    def charged(setting: Setting, share: float) -> TeacherPairs:
+        pairs = pairs_of(setting, share)
+        spent[0] += pairs.cost
+        return pairs
+
+    monkeypatch.setattr(Setting, "pairs", charged)
+    method, learning_rate = METHODS[name]
+    _, images, labels = digits_teacher()
+    sampler = method(Setting(teacher, images, labels, budget, seed=7, batch=4), learning_rate)
+    assert 0.9 * budget < spent[0] <= budget
+    noise = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
+    assert sampler(noise, {"class_labels": torch.tensor([1, 2])}).isfinite().all()
+
+
+def test_plot(tmp_path: Path) -> None:
+    one = [{"evaluations": 1, "fid": 0.5, "fids": [0.4, 0.6]}]
+    lines = [{"evaluations": n, "fid": 4 / n, "fids": [4 / n]} for n in (1, 2, 4)]
+    plot({"a method": one, "the teacher": lines}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
