@@ -101,7 +101,7 @@ def plan(
 
     It creates nothing. Memory is found by running a training step of the real size without data.
 
-    Example: `dmdctl plan examples/distill-sdxl-dmd2.yaml --gpu H100 --gpu-memory 80`
+    Example: `dmdctl plan examples/distill-sdxl-dmd2-four-steps.yaml --gpu H100 --gpu-memory 80`
     """
     if probe:
         _need_trainer("plan --probe")

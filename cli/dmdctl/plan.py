@@ -1,5 +1,6 @@
 """`dmdctl plan`: what a run would create, compute and store, and about how long it would take here."""
 
+import importlib.util
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,24 +16,12 @@ from dmd_api.runtime import Stage
 from dmd_operator.decide import stages
 from dmd_operator.pods import nodes
 from dmdctl.bars import duration
+from dmdctl.gpu_plan import at_hand, find_gpu, show_gpu_plan
+from dmdctl.work import Work, count_work
 
 if TYPE_CHECKING:
+    from dmd_trainer.denoiser import Condition
     from dmd_trainer.teachers import Teacher
-
-FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Work:
-    """Network evaluations of a run, each of one sample.
-
-    Attributes:
-        forward: without gradients, by stage.
-        backward: forward and backward passes, by stage.
-    """
-
-    forward: dict[Stage, float]
-    backward: dict[Stage, float]
 
 
 @dataclass(frozen=True)
@@ -42,65 +31,37 @@ class Probe:
     Attributes:
         forward: seconds a sample for a pass without gradients on one process.
         backward: seconds a sample for a pass with them.
-        numbers: how many numbers a sample has.
-        parameters: the network's.
     """
 
     forward: float
     backward: float
-    numbers: int
-    parameters: int
 
 
-def show_plan(file: Path, probe: bool) -> None:
+def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None:
     """Prints the plan; creates nothing.
+
+    Args:
+        file: the manifest.
+        probe: whether to time the teacher here; None does where it is on this machine.
+        gpu: the GPU's name.
+        gpu_memory: GB (10^9 bytes) that one of them has.
 
     Raises:
         ManifestError: the manifest is wrong.
-        BadInputError: the teacher cannot be loaded for the probe.
+        BadInputError: the teacher cannot be loaded for the probe, or the GPU or architecture is not known.
     """
     manifest = load_manifest(file)
+    find_gpu(gpu)  # before the work
     console = Console()
     console.print(f"[bold]{manifest.metadata.name}[/bold]  manifest {manifest_hash(manifest)}", highlight=False)
     console.print()
     console.print(_objects(manifest))
     work = count_work(manifest)
+    if probe is None:
+        probe = at_hand(manifest) and all(importlib.util.find_spec(name) for name in ("torch", "diffusers"))
     found = _probe_teacher(manifest) if probe else None
     console.print(_work_table(manifest, work, found))
-    console.print()
-    regression = manifest.spec.method.regression
-    if found is not None:
-        if regression is not None:
-            size = 2 * regression.pairs * found.numbers * FLOAT_BYTES
-            console.print(f"pairs: {regression.pairs:,}, {_bytes(size)} in storage", highlight=False)
-        # Three networks and two moments for each of the two that are trained.
-        checkpoint = 7 * found.parameters * FLOAT_BYTES
-        console.print(
-            f"checkpoints: {_bytes(checkpoint)} each, {manifest.spec.training.keep_checkpoints} kept", highlight=False
-        )
-    elif regression is not None:
-        console.print(f"pairs: {regression.pairs:,} (their size follows from the teacher: --probe)", highlight=False)
-
-
-def count_work(manifest: DMDDistillation) -> Work:
-    """Network evaluations by stage, from the manifest alone."""
-    spec = manifest.spec
-    training, method, evaluation = spec.training, spec.method, spec.evaluation
-    guided = 2 if spec.teacher.guidance_scale != 1 else 1
-    regression = method.regression
-    solver, steps = (regression.solver, regression.solver_steps) if regression else ("Heun", 18)
-    solution = guided * (2 * steps - 1 if solver == "Heun" else steps)
-    updates = training.generator_updates * training.batch_size
-    extra_fake = method.fake_score_updates - 1
-    measurements = training.generator_updates // evaluation.every + 2
-    forward = {
-        Stage.PREPARE: float(solution * regression.pairs) if regression else 0.0,
-        # Teacher and fake score at x_t, and the generator for each further fake-score update.
-        Stage.DISTILL: float(updates * (guided + 1 + extra_fake) + measurements * evaluation.samples),
-        Stage.EVALUATE: float(evaluation.samples * (solution + 2)),
-    }
-    backward = {Stage.DISTILL: float(updates * (1 + (regression is not None) + method.fake_score_updates))}
-    return Work(forward, backward)
+    show_gpu_plan(console, manifest, work, gpu, gpu_memory)
 
 
 def _objects(manifest: DMDDistillation) -> Table:
@@ -118,40 +79,38 @@ def _objects(manifest: DMDDistillation) -> Table:
 def _probe_teacher(manifest: DMDDistillation) -> Probe:
     import torch
 
+    from dmd_trainer.architectures import read_architecture
     from dmd_trainer.fetch import local_path
     from dmd_trainer.teachers import load_teacher
 
     with tempfile.TemporaryDirectory() as scratch, Console().status("timing the teacher"):
-        teacher = load_teacher(local_path(manifest.spec.teacher.uri, Path(scratch)))
+        folder = local_path(manifest.spec.teacher.uri, Path(scratch))
+        teacher = load_teacher(folder)
         batch = min(64, manifest.spec.training.batch_size // manifest.world_size)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as each of the processes that share this machine will have
         try:
-            forward, backward = _time_passes(teacher, batch)
+            conditions = read_architecture(folder).conditions(batch)
+            condition = conditions.pop("added_cond_kwargs", {}) | conditions
+            forward, backward = _time_passes(teacher, condition, batch)
         finally:
             torch.set_num_threads(threads)
-        return Probe(
-            forward,
-            backward,
-            numbers=int(torch.tensor(teacher.sample_shape).prod()),
-            parameters=sum(p.numel() for p in teacher.denoiser.network.parameters()),
-        )
+        return Probe(forward, backward)
 
 
-def _time_passes(teacher: "Teacher", batch: int) -> tuple[float, float]:
+def _time_passes(teacher: "Teacher", condition: "Condition", batch: int) -> tuple[float, float]:
     """Seconds a sample of a pass without and with gradients: the best of three."""
     import torch
 
     x = torch.randn(batch, *teacher.sample_shape)
     level = teacher.denoiser.schedule.at(torch.full((batch,), len(teacher.denoiser.schedule) // 2))
-    labels = {} if teacher.num_class_embeds is None else {"class_labels": torch.zeros(batch, dtype=torch.int64)}
 
     def forward() -> None:
         with torch.no_grad():
-            teacher.denoiser(x, level, labels)
+            teacher.denoiser(x, level, condition)
 
     def backward() -> None:
-        teacher.denoiser(x, level, labels).square().mean().backward()
+        teacher.denoiser(x, level, condition).square().mean().backward()
 
     seconds = []
     for action in (forward, backward):
@@ -187,11 +146,3 @@ def _work_table(manifest: DMDDistillation, work: Work, probe: Probe | None) -> T
     if probe is not None:
         table.add_row("[bold]all", "", "", f"[bold]about {duration(total)}")
     return table
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"

@@ -1,0 +1,166 @@
+"""Memory from configurations: published sizes, and peaks of real steps on small networks."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
+from torch import Tensor
+
+from dmd_api.errors import BadInputError
+from dmd_api.loading import parse_manifest
+from dmd_api.manifest import DMDDistillation
+from dmd_trainer.architectures import KNOWN, guess_architecture, known_architecture, read_architecture
+from dmd_trainer.distillation import Distillation
+from dmd_trainer.fake_step import LiveTensors, count_flops
+from dmd_trainer.losses import l2_regression_loss
+from dmd_trainer.memory import count_sizes, estimate_memory
+from dmd_trainer.teachers import load_teacher
+from tests.conftest import MANIFEST
+
+REGRESSION = {"name": "DMD", "regression": {"pairs": 4}}
+GAN = {"name": "DMD2", "gan": {}, "fakeScoreUpdates": 2}
+PUBLISHED = {"sd15": 859.52, "sdxl": 2567.46, "adm-imagenet64": 295.90, "ddpm-cifar10": 35.75, "edm-cifar10": 55.74}
+"""Millions of weights, as the published checkpoints have them."""
+
+
+def manifest_of(method: dict[str, Any], workers: int = 1, **training: Any) -> DMDDistillation:
+    content = copy.deepcopy(MANIFEST)
+    spec = content["spec"]
+    spec["teacher"] = {"uri": "hf://teachers/any", **training.pop("teacher", {})}
+    spec["data"] |= {"images": {"uri": "s3://images"}}
+    spec["method"] = method
+    spec["workers"] = {"processesPerNode": workers}
+    spec["training"] |= training
+    return parse_manifest(content)
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An EDM teacher of a million weights, with attention."""
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        num_class_embeds=10,
+    )
+    folder = tmp_path_factory.mktemp("teacher")
+    ConsistencyModelPipeline(network, CMStochasticIterativeScheduler(num_train_timesteps=18)).save_pretrained(folder)
+    return folder
+
+
+class Rows:
+    """Pairs and real images as the step reads them."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def at(self, indices: Tensor) -> Any:
+        shape = (len(indices), 3, 16, 16)
+        labels = {"class_labels": torch.zeros(len(indices), dtype=torch.int64)}
+        return torch.zeros(shape), torch.zeros(shape), labels
+
+
+class RealImages(Rows):
+    def at(self, indices: Tensor) -> Any:
+        images, _, labels = super().at(indices)
+        return images, labels
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "checkpointing", "micro_batch"),
+    [
+        (REGRESSION, "fp32", False, 2),
+        (REGRESSION, "bf16", True, 8),
+        (GAN, "fp32", True, 8),
+        (GAN, "bf16", False, 8),
+        (GAN, "bf16", False, 2),
+    ],
+)
+def test_the_estimate_is_the_peak_of_a_real_step_within_a_tenth(
+    teacher_folder: Path, method: dict[str, Any], precision: str, checkpointing: bool, micro_batch: int
+) -> None:
+    manifest = manifest_of(
+        method, batchSize=8, microBatchSize=micro_batch, precision=precision, activationCheckpointing=checkpointing
+    )
+    teacher = load_teacher(teacher_folder, autocast=torch.bfloat16 if precision == "bf16" else None)
+    with LiveTensors() as live:
+        distillation = Distillation(
+            teacher,
+            manifest.spec,
+            teacher.conditions(10),
+            Rows() if "regression" in method else None,  # type: ignore[arg-type]
+            l2_regression_loss,
+            real_images=RealImages(),
+        )
+        for _ in range(2):  # Adam's moments come with the first
+            distillation.step()
+    frozen = sum(p.numel() * p.element_size() for p in teacher.denoiser.network.parameters())
+    estimate = estimate_memory(manifest, read_architecture(teacher_folder), gpu=False)
+    assert estimate.total == pytest.approx(frozen + live.peak, rel=0.1)
+    # What is measured, and not only counted, is a good part of it.
+    assert estimate.activations > 0.2 * estimate.total
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_architectures_have_their_published_sizes(name: str) -> None:
+    sizes = count_sizes(manifest_of(REGRESSION), known_architecture(name))
+    assert sizes.network / 1e6 == pytest.approx(PUBLISHED[name], abs=0.01)
+
+
+def test_operations_are_those_of_the_layers() -> None:
+    """SD 1.5's 401 and its decoder's 1,240 billion multiply-adds at 512x512, as others count them."""
+    flops = count_flops(known_architecture("sd15"))
+    assert flops.network == pytest.approx(2 * 401e9, rel=0.02)
+    assert flops.decoder == pytest.approx(2 * 1240e9, rel=0.03)
+
+
+def test_weights_and_states_follow_the_manifest() -> None:
+    architecture = known_architecture("ddpm-cifar10")
+    plain = estimate_memory(manifest_of(REGRESSION, 8), architecture)
+    parameters = count_sizes(manifest_of(REGRESSION), architecture).network
+    assert plain.trained == plain.gradients == 2 * 4 * parameters
+    assert plain.optimizer == 2 * 2 * 4 * parameters
+    assert plain.ema == plain.frozen == 4 * parameters
+    assert plain.gathered == 0
+
+    sharded = estimate_memory(manifest_of(REGRESSION, 8, sharding="FSDP"), architecture)
+    for part in ("trained", "gradients", "optimizer", "ema", "frozen"):
+        assert getattr(sharded, part) == pytest.approx(getattr(plain, part) / 8, rel=1e-6)
+    assert sharded.gathered > 0
+
+    eight_bits = estimate_memory(manifest_of(REGRESSION, 8, teacher={"weights": "fp8"}), architecture)
+    assert eight_bits.frozen == parameters
+    assert estimate_memory(manifest_of(REGRESSION, 8, teacher={"offload": True}), architecture).frozen == 0
+
+
+def test_less_lives_with_checkpointing_smaller_batches_and_half_precision() -> None:
+    architecture = known_architecture("ddpm-cifar10")
+
+    def activations(**training: Any) -> int:
+        return estimate_memory(manifest_of(REGRESSION, batchSize=8, **training), architecture).activations
+
+    plain = activations()
+    assert activations(activationCheckpointing=True) < 0.6 * plain
+    assert activations(microBatchSize=2) < 0.5 * plain
+    assert activations(precision="bf16") < plain
+
+
+def test_architectures_are_found_by_name() -> None:
+    for uri, name in {
+        "hf://stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+        "hf://stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+        "s3://models/edm-imagenet-64x64-cond-adm": "adm-imagenet64",
+    }.items():
+        found = guess_architecture(uri)
+        assert found is not None
+        assert found.name == name
+    assert guess_architecture("s3://models/mine") is None
+    with pytest.raises(BadInputError, match="must be one of sd15, sdxl"):
+        known_architecture("sd14")
