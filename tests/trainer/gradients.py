@@ -7,12 +7,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import yaml
+from torch.distributed.tensor import DTensor
 
 from dmd_api.loading import parse_manifest
 from dmd_trainer.distillation import Distillation
 from dmd_trainer.losses import l2_regression_loss
 from dmd_trainer.pairs import Pairs, shard_files
 from dmd_trainer.teachers import load_teacher
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor, or all shards of one: every rank asks."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def main(manifest: str, pairs: str, out: str) -> None:
@@ -40,8 +46,8 @@ def main(manifest: str, pairs: str, out: str) -> None:
             ("fake_score", distillation.fake_score_network.module),
         ):
             for key, parameter in network.named_parameters():
-                found[f"{step}/{name}/{key}/gradient"] = parameter.grad.clone()
-                found[f"{step}/{name}/{key}"] = parameter.detach().clone()
+                found[f"{step}/{name}/{key}/gradient"] = whole(parameter.grad).clone()
+                found[f"{step}/{name}/{key}"] = whole(parameter.detach()).clone()
     if dist.get_rank() == 0:
         torch.save(found, out)
     dist.destroy_process_group()

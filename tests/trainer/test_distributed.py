@@ -35,13 +35,17 @@ def prepared(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_one_two_and_four_processes_give_the_same_gradients(
     prepared: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
+    """Whole on every process, and sharded over them, activations made again and batches in parts."""
     manifest, folder = prepared
     manifest = json.loads(json.dumps(manifest))
     manifest["spec"]["method"]["fakeScoreUpdates"] = 2
     pairs = folder / "storage" / RUN_KEY / "pairs"
+    sharded = {"sharding": "FSDP", "activationCheckpointing": True, "microBatchSize": 1}
     found = []
-    for processes in (1, 2, 4):
-        out = tmp_path / f"{processes}.pt"
+    for processes, how in ((1, {}), (2, {}), (4, {}), (2, sharded), (4, sharded)):
+        manifest["spec"]["training"] |= how
+        manifest["spec"]["workers"] = {"nodes": 1, "processesPerNode": processes}
+        out = tmp_path / f"{len(found)}.pt"
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(GRADIENTS)]
         subprocess.run([sys.executable, *command, json.dumps(manifest), str(pairs), str(out)], check=True, timeout=200)
         found.append(torch.load(out))
@@ -100,6 +104,34 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(
     assert not different
     log = (killed / "distill-3.log").read_text()
     assert "going on from step" in log
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sharded_run_goes_on_with_another_number_of_processes(
+    prepared: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    manifest, source = prepared
+    whole, resharded = tmp_path / "whole", tmp_path / "resharded"
+    for folder in (whole, resharded):
+        shutil.copytree(source / "storage", folder / "storage")
+    assert run_stage(Stage.DISTILL, manifest, whole).error is None
+
+    sharded = json.loads(json.dumps(manifest))
+    sharded["spec"]["training"]["sharding"] = "FSDP"
+    stage = start_stage(Stage.DISTILL, sharded, resharded, processes=4)
+    try:
+        stage.wait_until(lambda progress: progress.step >= 6)
+    finally:
+        stage.kill()
+    assert run_stage(Stage.DISTILL, sharded, resharded, processes=2, attempt=2).error is None
+    assert "going on from step" in (resharded / "distill-2.log").read_text()
+
+    expected, found = final_state(whole), final_state(resharded)
+    assert expected.keys() == found.keys()
+    # Sums over ranks are rounded in another order.
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_sigterm_checkpoints_at_a_step_all_ranks_agree_on(

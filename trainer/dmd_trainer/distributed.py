@@ -87,6 +87,7 @@ def average_gradients(parameters: Iterable[nn.Parameter], scalars: Mapping[str, 
         dist.all_reduce(flat)
         flat /= world_size
         pieces = flat.split([g.numel() for g in gradients] + [len(names)])
-        torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces[:-1], gradients, strict=True)])
+        if gradients:  # none where shards are averaged by the backward pass: only scalars are then
+            torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces[:-1], gradients, strict=True)])
         extra = pieces[-1]
     return dict(zip(names, extra.tolist(), strict=True))

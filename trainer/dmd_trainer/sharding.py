@@ -30,15 +30,18 @@ def shard(module: nn.Module, training: Training) -> bool:
     """
     if training.sharding != "FSDP" or not dist.is_initialized() or dist.get_world_size() == 1:
         return False
+    narrow = training.precision == "bf16"
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if training.precision == "bf16" else None,
-        reduce_dtype=torch.float32,
+        param_dtype=torch.bfloat16 if narrow else None,
+        reduce_dtype=torch.float32 if narrow else None,
         # A time of 999 would become 1000 in bfloat16.
         cast_forward_inputs=False,
     )
     for block in _blocks(getattr(module, "network", module)):
         fully_shard(block, mp_policy=policy)
-    fully_shard(module, mp_policy=policy)
+    # By default the outermost stays gathered after its forward pass: an average that is changed in between would be
+    # evaluated with weights of before.
+    fully_shard(module, mp_policy=policy, reshard_after_forward=True)
     return True
 
 

@@ -44,6 +44,12 @@ class TrainedNetwork:
             self.parameters, betas=betas, weight_decay=training.weight_decay, fused=not self.sharded
         )
 
+    def requires_grad(self, wanted: bool) -> None:
+        """Whether backward passes reach the weights; shards, which hold their gradients elsewhere, stay as they are."""
+        if not self.sharded:
+            for parameter in self.parameters:
+                parameter.requires_grad_(wanted)
+
     def zero_grad(self) -> None:
         """Drops the gradients."""
         self.optimizer.zero_grad()
