@@ -84,11 +84,11 @@ class Teacher(Model):
     )
     weights: Literal["fp32", "bf16", "fp8"] = Field(
         "fp32",
-        description="What the frozen networks (teacher, text encoders, VAE) are kept in; fp8 keeps 8 bits a weight and "
-        "computes in training.precision.",
+        description="What the frozen networks are kept in; with fp8, the teacher's weights in 8 bits and those of text "
+        "encoders and VAE in 16. All but fp32 compute in bfloat16.",
     )
     offload: bool = Field(
-        False, description="Keeps the frozen networks in the host's memory and brings each to the GPU while it is used."
+        False, description="Keeps the teacher's weights in the host's memory, each on the GPU only while it is used."
     )
 
 

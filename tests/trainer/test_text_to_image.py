@@ -9,9 +9,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from dmd_api.manifest import Prompts
+from dmd_api.errors import BadInputError
+from dmd_api.manifest import Method, Prompts
 from dmd_api.runtime import Stage
-from dmd_trainer.export import CardFacts, call_arguments, export_pipeline
+from dmd_trainer.export import CardFacts, call_arguments, check_exportable, export_pipeline
 from dmd_trainer.generator import Generator, generator_timesteps
 from dmd_trainer.prompts import PromptConditions, PromptEmbeddings, read_prompts
 from dmd_trainer.solvers import fitting_solvers, teacher_solver
@@ -71,11 +72,12 @@ def test_the_teacher_draws_what_its_pipeline_draws(teacher: Teacher, tmp_path: P
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_an_exported_generator_draws_what_the_trainer_measures(teacher: Teacher, tmp_path: Path, steps: int) -> None:
-    from dmd_api.manifest import Method
-
+    method = Method(name="DMD2", generator_steps=steps)
     if steps > 1 and fitting_solvers(teacher) == ("FlowMatchEuler",):
-        pytest.skip("several steps of a flow are refused by preflight")
-    timesteps = generator_timesteps(Method(name="DMD2", generator_steps=steps), teacher.denoiser.schedule)
+        with pytest.raises(BadInputError, match=r"spec\.method\.generatorSteps"):
+            check_exportable(teacher, method)
+        return
+    timesteps = generator_timesteps(method, teacher.denoiser.schedule)
     network = teacher.trainable_network().requires_grad_(False)
     torch.manual_seed(1)
     for parameter in network.parameters():
@@ -166,8 +168,6 @@ def test_prompts_are_read_from_every_format(tmp_path: Path) -> None:
     ],
 )
 def test_prompts_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: str, complaint: str) -> None:
-    from dmd_api.errors import BadInputError
-
     (tmp_path / name).write_text(content)
     with pytest.raises(BadInputError, match=complaint):
         read_prompts(Prompts(uri=(tmp_path / name).as_uri()), tmp_path)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,21 +30,12 @@ from dmd_trainer.losses import (
     distribution_matching_loss,
 )
 from dmd_trainer.pairs import Pairs
+from dmd_trainer.real_images import RealImages
 from dmd_trainer.schedules import NoiseLevel, add_noise, middle_indices
 from dmd_trainer.sharding import set_gradient_sync, shard
 from dmd_trainer.solvers import guide
 from dmd_trainer.teachers import Teacher
 from dmd_trainer.trained_network import Ema, TrainedNetwork, whole_weights
-
-
-class Images(Protocol):
-    """Real images for the GAN term."""
-
-    def __len__(self) -> int: ...
-
-    def at(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Those at indices [B], as the teacher sees them [B, C, H, W], and their labels where they have some."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ class Distillation:
         regression_loss: Callable[[Tensor, Tensor], Tensor],
         rank: int = 0,
         world_size: int = 1,
-        real_images: Images | None = None,
+        real_images: RealImages | None = None,
         initial: InitialWeights | None = None,
     ) -> None:
         training, method = spec.training, spec.method
@@ -221,6 +212,8 @@ class Distillation:
         images: list[Generated] = []
         number = self._generator_step("generator update", step)
         self.generator_network.zero_grad()
+        # The GAN term's gradients pass through the fake score; its own weights' would be thrown away.
+        self.fake_score_network.requires_grad(False)
         for indices in self.micro_batches:
             draws = Draws(self.training.seed, "generator update", step, indices)
             condition, noise = self._draw_inputs(draws)
@@ -259,6 +252,7 @@ class Distillation:
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
             images.append(Generated(x.detach(), condition))
 
+        self.fake_score_network.requires_grad(True)
         averaged, norm = self.generator_network.update(factor, {**totals, "stop": stop}, step)
         self.ema.update(self.generator_network.module, step)
         return averaged, norm, images

@@ -23,21 +23,25 @@ def read_initial_weights(location: Location | None, field: str, scratch: Path) -
     if location is None:
         return None
     path = local_path(location.uri, scratch)
+    files = [path]
     if path.is_dir():
-        found = [
-            file
-            for pattern in ("unet/*.safetensors", "transformer/*.safetensors", "*.safetensors")
-            for file in sorted(path.glob(pattern))
-        ]
-        if not found:
+        files = _network_files(path)
+        if not files:
             raise BadInputError(
                 f"spec.method.initFrom.{field}: {location.uri}: no .safetensors in it; name an earlier run's weights"
             )
-        path = found[-1]  # the latest step of a run's own folder
     try:
-        return load_file(path)
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError) as error:
         raise BadInputError(f"spec.method.initFrom.{field}: {location.uri} cannot be loaded ({error})") from error
+
+
+def _network_files(folder: Path) -> list[Path]:
+    """A pipeline's network, which may be in several files, or the latest of the weights that a run left."""
+    for part in ("unet", "transformer"):
+        if found := sorted((folder / part).glob("*.safetensors")):
+            return found
+    return sorted(folder.glob("*.safetensors"))[-1:]
 
 
 def load_initial_weights(module: nn.Module, weights: dict[str, Tensor] | None, field: str) -> None:

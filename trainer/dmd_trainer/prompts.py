@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -104,7 +105,7 @@ class PromptEmbeddings:
         self.prompts = prompts
         self.identity = hashlib.sha256(json.dumps([digest, prompts]).encode()).hexdigest()[:16]
         self._storage, self._folder, self._make_encoder = storage, folder / f"prompts-{self.identity}", encoder
-        self._open: dict[int, dict[str, Tensor]] = {}
+        self._shards: dict[str, Any] = {}  # memory-mapped: rows are read on demand
 
     @cached_property
     def _encoder(self) -> TextEncoder:
@@ -112,26 +113,28 @@ class PromptEmbeddings:
 
     def at(self, indices: Tensor) -> dict[str, Tensor]:
         """The conditions of the prompts at indices [B]: each [B, ...], half precision, on the CPU."""
-        rows = [(self._shard(i // PROMPTS_PER_SHARD), i % PROMPTS_PER_SHARD) for i in indices.tolist()]
-        return {key: torch.stack([shard[key][row] for shard, row in rows]) for key in rows[0][0]}
+        rows: dict[str, list[Tensor]] = {}
+        for index in indices.tolist():
+            shard, row = self._shard(index // PROMPTS_PER_SHARD), index % PROMPTS_PER_SHARD
+            for key in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                rows.setdefault(key, []).append(shard.get_slice(key)[row : row + 1])
+        return {key: torch.cat(parts) for key, parts in rows.items()}
 
     @cached_property
     def negative(self) -> dict[str, Tensor]:
         """What guidance leads away from, [1, ...]."""
-        return self._load("negative", self._encoder_negative)
+        file = self._opened("negative", lambda: self._encoder.negative())
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
-    def _encoder_negative(self) -> dict[str, Tensor]:
-        return self._encoder.negative()
+    def _shard(self, number: int) -> Any:
+        start = number * PROMPTS_PER_SHARD
+        part = self.prompts[start : start + PROMPTS_PER_SHARD]
+        return self._opened(f"shard-{number:05d}", lambda: self._encoder.encode(part))
 
-    def _shard(self, number: int) -> dict[str, Tensor]:
-        if number not in self._open:
-            start = number * PROMPTS_PER_SHARD
-            part = self.prompts[start : start + PROMPTS_PER_SHARD]
-            self._open[number] = self._load(f"shard-{number:05d}", lambda: self._encoder.encode(part))
-        return self._open[number]
-
-    def _load(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of a file, from here, from storage, or made now; memory-mapped."""
+    def _opened(self, name: str, make: Callable[[], dict[str, Tensor]]) -> Any:
+        """A safetensors file: one that is here, from storage, or made now."""
+        if name in self._shards:
+            return self._shards[name]
         key, path = f"cache/prompts-{self.identity}/{name}.safetensors", self._folder / f"{name}.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,8 +142,8 @@ class PromptEmbeddings:
                 content = save({k: v.to("cpu", torch.float16).contiguous() for k, v in make().items()})
                 self._storage.write(key, content)
             self._storage.download(key, path)
-        with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - a safetensors file is no mapping
+        self._shards[name] = safe_open(path, framework="pt")
+        return self._shards[name]
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,7 @@ def _teacher_measured(
         "resolution": samples.resolution,
         "clip": samples.clip and samples.clip.digest,
         "precision": context.manifest.spec.training.precision,
+        "weights": context.manifest.spec.teacher.weights,
     }
     key = f"cache/teacher-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}.safetensors"
     cache = context.shared_storage
