@@ -156,7 +156,7 @@ def test_no_process_outlives_a_command_that_is_killed(module_manifest: dict[str,
     [
         ({"teacher": {"uri": "file:///no/such/teacher"}}, "there is nothing at /no/such/teacher"),
         ({"data": {"classLabels": {"count": 4}}}, "spec.data.classLabels.count: 4, but the teacher embeds 10"),
-        ({"method": {"name": "DMD2"}}, "spec.method.name: DMD2: this version of the trainer cannot do that yet"),
+        ({"method": {"name": "DMD2", "generatorSteps": 4}}, "leave it at 1 for a pixel teacher"),
     ],
 )
 def test_what_only_a_look_can_tell_is_found_by_preflight(

@@ -249,6 +249,7 @@ def test_who_may_read_no_events_watches_without_them(plane: ControlPlane, resour
         watch.kill()
 
 
+@pytest.mark.cluster  # it starts a control plane of its own, whose programs are built before that half of the tests
 def test_a_cluster_without_the_crd(tmp_path: Path) -> None:
     empty = ControlPlane(tmp_path / "empty")
     try:

@@ -115,7 +115,7 @@ def test_dmd_brings_a_linear_generator_to_the_teachers_mean_and_covariance(gener
 
 
 class _Affine(nn.Module):
-    def forward(self, sample: Tensor, time: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+    def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         return (0.3 * sample + 0.1,)
 
 
