@@ -16,6 +16,7 @@ from dmd_trainer.architectures import Architecture
 from dmd_trainer.fake_step import StepShape, measure_activations
 from dmd_trainer.gan import FakeScore
 from dmd_trainer.lora import add_lora
+from dmd_trainer.sharding import blocks
 
 FLOAT32 = 4
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp8": 1}
@@ -81,7 +82,7 @@ def count_sizes(manifest: DMDDistillation, architecture: Architecture) -> Sizes:
     method = manifest.spec.method
     network = architecture.build_network()
     parameters = _count(network)
-    blocks = [_count(block) for block in _blocks(network)]
+    sizes = [_count(block) for block in blocks(network)]
     with torch.device("meta"):
         fake_score = _count(FakeScore(network, gan=method.gan is not None))
         if method.lora is not None:
@@ -89,7 +90,7 @@ def count_sizes(manifest: DMDDistillation, architecture: Architecture) -> Sizes:
     adapters = _count(network) - parameters
     return Sizes(
         network=parameters,
-        largest_block=max(blocks),
+        largest_block=max(sizes),
         generator=adapters or parameters,
         adapters=adapters,
         fake_score=fake_score,
@@ -168,17 +169,8 @@ def _gathered(manifest: DMDDistillation, sizes: Sizes, gradients: int) -> int:
     computed = 2 if training.precision == "bf16" else FLOAT32
     share = training.batch_size // manifest.world_size
     accumulating = (training.micro_batch_size or share) < share
-    blocks = sizes.largest_block * (2 * computed + computed + FLOAT32)
-    return blocks + (gradients if accumulating else 0)
-
-
-def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The parts that FSDP gathers one after the other (`sharding.py`)."""
-    parts: list[nn.Module] = []
-    for name in ("down_blocks", "mid_block", "up_blocks"):
-        part = network.get_submodule(name)
-        parts += list(part) if isinstance(part, nn.ModuleList) else [part]
-    return parts
+    at_once = sizes.largest_block * (2 * computed + computed + FLOAT32)
+    return at_once + (gradients if accumulating else 0)
 
 
 def _count(module: nn.Module) -> int:

@@ -37,7 +37,7 @@ def shard(module: nn.Module, training: Training) -> bool:
         # A time of 999 would become 1000 in bfloat16.
         cast_forward_inputs=False,
     )
-    for block in _blocks(getattr(module, "network", module)):
+    for block in blocks(getattr(module, "network", module)):
         fully_shard(block, mp_policy=policy)
     # By default the outermost stays gathered after its forward pass: an average that is changed in between would be
     # evaluated with weights of before.
@@ -51,7 +51,7 @@ def set_gradient_sync(module: nn.Module, synchronise: bool) -> None:
         module.set_requires_gradient_sync(synchronise)
 
 
-def _blocks(network: Any) -> list[nn.Module]:
+def blocks(network: Any) -> list[nn.Module]:
     """What is gathered at once: a UNet's levels, or a transformer's blocks."""
     if hasattr(network, "transformer_blocks"):
         return list(network.transformer_blocks)
