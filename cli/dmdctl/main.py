@@ -69,11 +69,18 @@ def run(
     ] = None,
     storage: StorageOption = None,
     tracking: TrackingOption = None,
+    shrink: Annotated[
+        bool,
+        typer.Option(
+            "--shrink",
+            help="Rehearse it: a tiny random teacher of the same architecture, builtin data, a few updates.",
+        ),
+    ] = False,
 ) -> None:
     """Run the whole distillation on this machine: preflight, pairs, training, evaluation, registration.
 
     The same command again goes on where the last one stopped, and does nothing where all is done. Ctrl-C stops after
-    a checkpoint.
+    a checkpoint. With --shrink everything is below ./dmd-runs/shrunken, and nothing elsewhere is read.
 
     Exit codes: 0 done, 2 bad input, 3 a quality gate failed, 4 training diverged, 130 interrupted.
 
@@ -82,7 +89,7 @@ def run(
     _need_trainer("run")
     from dmdctl.run import run_manifest
 
-    raise typer.Exit(run_manifest(file, processes, storage, tracking))
+    raise typer.Exit(run_manifest(file, processes, storage, tracking, shrunken=shrink))
 
 
 @app.command()
@@ -157,7 +164,7 @@ def sample(
             metavar="MODEL",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The picture that is written, a PNG file.", metavar="PNG")],
+    out: Annotated[Path | None, typer.Option(help="The picture that is written, a PNG file.", metavar="PNG")] = None,
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many images.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="The first image's seed; each further one's is one more.")] = 0,
     class_labels: Annotated[
@@ -177,14 +184,27 @@ def sample(
             metavar="URI",
         ),
     ] = None,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Measure how many images a second it draws, and write none.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="How many at once, with --benchmark.")] = 8,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16 or bf16, with --benchmark. Default: fp16 on a GPU.", metavar="PRECISION"),
+    ] = None,
 ) -> None:
-    """Draw images from a registered generator and write them as a grid.
+    """Draw images from a registered generator and write them as a grid, or measure how fast it draws.
 
     Example: `dmdctl sample models:/digits-onestep@champion --out grid.png --count 100`
     """
     _need_trainer("sample")
-    from dmdctl.sample import sample_model
+    from dmdctl.sample import benchmark_model, sample_model
 
+    if benchmark:
+        benchmark_model(model, batch_size, precision, tracking)
+        return
+    if out is None:
+        raise BadInputError("--out: missing; name the PNG file to write, or ask for --benchmark")
     sample_model(model, out, count, seed, class_labels, prompt, tracking)
 
 

@@ -20,6 +20,7 @@ from dmd_trainer.evaluation.report import Report
 from dmd_trainer.storage import Storage, open_storage
 from dmdctl.bars import Display, make_display
 from dmdctl.local_runner import Interrupts, LocalRun
+from dmdctl.shrink import shrink
 from dmdctl.summary import show_summary
 
 RUNS = Path("dmd-runs")
@@ -27,23 +28,29 @@ RETRYABLE = {ExitCode.UNEXPECTED, ExitCode.INFRASTRUCTURE}
 BACK_OFF_SECONDS = (5.0, 60.0)
 
 
-def run_manifest(file: Path, processes: int | None, storage: str | None, tracking: str | None) -> ExitCode:
-    """Runs what is not done yet of the manifest's distillation, and shows what came of it.
+def run_manifest(
+    file: Path, processes: int | None, storage: str | None, tracking: str | None, *, shrunken: bool = False
+) -> ExitCode:
+    """Runs what is not done yet of the manifest's distillation, or a small one like it, and shows what came of it.
 
     Raises:
         ManifestError: the manifest is wrong.
         BadInputError: the same run is going on already, or a default is wrong.
     """
-    manifest = with_local_defaults(load_manifest(file), storage, tracking)
+    runs = (RUNS / "shrunken" if shrunken else RUNS).absolute()
+    manifest = load_manifest(file)
+    if shrunken:
+        manifest = shrink(manifest, runs / "inputs" / manifest.metadata.name)
+    manifest = with_local_defaults(manifest, storage, tracking, runs)
     run_key = f"{manifest.metadata.name}-{manifest_hash(manifest)}"
     assert manifest.spec.storage is not None
     place = open_storage(manifest.spec.storage.uri, endpoint_url=manifest.spec.storage.endpoint_url).sub(run_key)
     if processes is not None:
         manifest = with_processes(manifest, processes)
-    local = RUNS.absolute() / run_key
+    local = runs / run_key
     console = Console()
     interrupts = Interrupts()
-    run = LocalRun(manifest, run_key, local / "logs", RUNS.absolute() / "scratch" / run_key, interrupts)
+    run = LocalRun(manifest, run_key, local / "logs", runs / "scratch" / run_key, interrupts)
     with only_one(local), make_display(console) as display:
         display.say(f"[bold]{manifest.metadata.name}[/bold]  {place.uri}")
         failed = _run_stages(run, place, display)
@@ -70,8 +77,10 @@ def _run_stages(run: LocalRun, place: Storage, display: Display) -> StageResult 
     return None
 
 
-def with_local_defaults(manifest: DMDDistillation, storage: str | None, tracking: str | None) -> DMDDistillation:
-    """Storage and tracking below ./dmd-runs where neither the manifest nor the command names them.
+def with_local_defaults(
+    manifest: DMDDistillation, storage: str | None, tracking: str | None, runs: Path = RUNS
+) -> DMDDistillation:
+    """Storage and tracking below `runs` where neither the manifest nor the command names them.
 
     Raises:
         BadInputError: the command names something that is no URI of a known scheme.
@@ -82,7 +91,7 @@ def with_local_defaults(manifest: DMDDistillation, storage: str | None, tracking
                 parse_uri(uri, schemes)
         except ValueError as error:
             raise BadInputError(f"--{option}: {error}") from error
-    runs = RUNS.absolute()
+    runs = runs.absolute()
     uris = {"storage": storage or f"file://{runs}", "tracking": tracking or f"sqlite:///{runs}/mlflow.db"}
     return resolve_defaults(manifest, Defaults.model_validate({name: {"uri": uri} for name, uri in uris.items()}))
 

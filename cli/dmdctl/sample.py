@@ -1,4 +1,4 @@
-"""`dmdctl sample`: images from a registered generator."""
+"""`dmdctl sample`: images from a registered generator, or how fast it makes them."""
 
 import base64
 import os
@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from dmd_api.errors import BadInputError
 from dmd_trainer.evaluation.pictures import image_grid
 from dmdctl.run import RUNS
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def sample_model(
@@ -58,6 +61,34 @@ def sample_model(
     console.print(f"{count} images: {out}", highlight=False)
 
 
+def benchmark_model(model: str, batch_size: int, precision: str | None, tracking: str | None) -> None:
+    """Measures how fast the generator draws, alone and in batches, and prints a table.
+
+    Raises:
+        BadInputError: there is no such model, or the precision is not one of `PRECISIONS`.
+    """
+    from dmd_trainer.throughput import measure_throughput
+
+    on_gpu = torch.cuda.is_available()
+    precision = precision or ("fp16" if on_gpu else "fp32")
+    if precision not in PRECISIONS:
+        raise BadInputError(f"--precision: is {precision!r}; must be {' or '.join(PRECISIONS)}")
+    _quiet_loading()
+    loaded = _load(model, tracking)
+    pipeline = loaded.pipeline.to(PRECISIONS[precision])
+    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    table = Table(title=f"{model} on {device}, {precision}", title_justify="left")
+    for column in ("images at once", "ms a batch", "of that the sampler", "images/s"):
+        table.add_column(column, justify="right")
+    console = Console()
+    with console.status("drawing"):
+        for size in sorted({1, batch_size}):
+            found = measure_throughput(pipeline, loaded.arguments, size)
+            milliseconds = (f"{1000 * seconds:.1f}" for seconds in (found.whole, found.sampler))
+            table.add_row(str(size), *milliseconds, f"{found.images_per_second:.1f}")
+    console.print(table)
+
+
 def _quiet_loading() -> None:
     """Keeps diffusers' own bars and hints about loading off the terminal: the command's output is one line."""
     from diffusers.utils import logging
@@ -77,7 +108,8 @@ class _Generator:
         self._model = GeneratorModel()
         self._context = PythonModelContext({"pipeline": str(pipeline)}, arguments)
         self._model.load_context(self._context)
-        parts = self._model.pipeline
+        self.pipeline = parts = self._model.pipeline
+        self.arguments = self._model.arguments
         self.takes_text = "tokenizer" in parts.components
         self.classes: int | None = None if self.takes_text else parts.unet.config.num_class_embeds
 

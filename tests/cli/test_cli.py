@@ -15,13 +15,13 @@ from dmd_api.exit_codes import ExitCode
 DMDCTL = Path(sys.executable).with_name("dmdctl")
 
 
-def dmdctl(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+def dmdctl(*arguments: object, folder: Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(DMDCTL), *map(str, arguments)],
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=timeout,
         check=False,
         env={**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"},
     )

@@ -122,6 +122,17 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     done = dmdctl("sample", "models:/tiny@champion", "--out", "grid.png", "--count", 20, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "grid.png").size[0] > 100
+    done = dmdctl("sample", "models:/tiny@champion", "--benchmark", "--batch-size", 4, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [row.split()[1] for row in rows] == ["1", "4"]
+    assert all(float(row.split()[-2]) > 0 for row in rows)
+    done = dmdctl("sample", "models:/tiny@champion", "--benchmark", "--precision", "int8", folder=tmp_path)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "must be fp32 or fp16 or bf16" in done.stderr
+    done = dmdctl("sample", "models:/tiny@champion", folder=tmp_path)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "--out: missing" in done.stderr
     done = dmdctl("sample", "models:/tiny@champion", "--out", "g.png", "--class-labels", "12", folder=tmp_path)
     assert done.returncode == ExitCode.BAD_INPUT
     assert "labels 0 to 9" in done.stderr

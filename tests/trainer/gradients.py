@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,15 +11,31 @@ import yaml
 from torch.distributed.tensor import DTensor
 
 from dmd_api.loading import parse_manifest
+from dmd_trainer.conditions import Conditions, Drawn
+from dmd_trainer.denoiser import Condition
 from dmd_trainer.distillation import Distillation
 from dmd_trainer.losses import l2_regression_loss
 from dmd_trainer.pairs import Pairs, shard_files
+from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.storage import FileStorage
 from dmd_trainer.teachers import load_teacher
+from dmd_trainer.text_encoder import TextEncoder
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor, or all shards of one: every rank asks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class DoubleConditions(PromptConditions):
+    """Embeddings in float64, as the networks are."""
+
+    def embed(self, drawn: Drawn, device: torch.device) -> dict[str, torch.Tensor]:
+        return {key: value.double() for key, value in super().embed(drawn, device).items()}
+
+    @property
+    def negative(self) -> Condition:
+        return {key: value.double() for key, value in super().negative.items()}
 
 
 def main(manifest: str, pairs: str, out: str) -> None:
@@ -27,16 +44,18 @@ def main(manifest: str, pairs: str, out: str) -> None:
     spec = parse_manifest(yaml.safe_load(manifest)).spec
     teacher = load_teacher(Path(spec.teacher.uri.removeprefix("file://")))
     teacher = replace(teacher, denoiser=teacher.denoiser.with_network(teacher.denoiser.network.double()))
-    assert spec.method.regression is not None
-    count = spec.method.regression.pairs
+    made: Pairs | None = None
+    if teacher.takes_text:
+        storage = FileStorage(Path(f"{out}.embeddings-{dist.get_rank()}"))
+        encoder = partial(TextEncoder, teacher.directory, torch.device("cpu"))
+        embeddings = PromptEmbeddings(["red apple", "rocket"], teacher.digest, storage, storage.root / "local", encoder)
+        conditions: Conditions = DoubleConditions(embeddings=embeddings, added=teacher.added_conditions)
+    else:
+        conditions = teacher.conditions(10)
+        assert spec.method.regression is not None
+        made = Pairs(shard_files(spec.method.regression.pairs, Path(pairs)), spec.method.regression.pairs)
     distillation = Distillation(
-        teacher,
-        spec,
-        teacher.conditions(10),
-        Pairs(shard_files(count, Path(pairs)), count),
-        l2_regression_loss,
-        dist.get_rank(),
-        dist.get_world_size(),
+        teacher, spec, conditions, made, l2_regression_loss, dist.get_rank(), dist.get_world_size()
     )
     found: dict[str, torch.Tensor] = {}
     for step in range(2):
@@ -46,7 +65,8 @@ def main(manifest: str, pairs: str, out: str) -> None:
             ("fake_score", distillation.fake_score_network.module),
         ):
             for key, parameter in network.named_parameters():
-                found[f"{step}/{name}/{key}/gradient"] = whole(parameter.grad).clone()
+                if parameter.requires_grad:
+                    found[f"{step}/{name}/{key}/gradient"] = whole(parameter.grad).clone()
                 found[f"{step}/{name}/{key}"] = whole(parameter.detach()).clone()
     if dist.get_rank() == 0:
         torch.save(found, out)

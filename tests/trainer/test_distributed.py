@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import Stage
 from tests.stages import RUN_KEY, run_stage, start_stage
+from tests.trainer.test_text_to_image import text_manifest
+from tests.trainer.text_teachers import make_sd
 
 GRADIENTS = Path(__file__).with_name("gradients.py")
 
@@ -41,18 +43,39 @@ def test_one_two_and_four_processes_give_the_same_gradients(
     manifest["spec"]["method"]["fakeScoreUpdates"] = 2
     pairs = folder / "storage" / RUN_KEY / "pairs"
     sharded = {"sharding": "FSDP", "activationCheckpointing": True, "microBatchSize": 1}
-    found = []
-    for processes, how in ((1, {}), (2, {}), (4, {}), (2, sharded), (4, sharded)):
+    expected = gradients(manifest, pairs, tmp_path / "1.pt", 1)
+    for number, (processes, how) in enumerate(((2, {}), (4, {}), (2, sharded), (4, sharded))):
         manifest["spec"]["training"] |= how
-        manifest["spec"]["workers"] = {"nodes": 1, "processesPerNode": processes}
-        out = tmp_path / f"{len(found)}.pt"
-        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(GRADIENTS)]
-        subprocess.run([sys.executable, *command, json.dumps(manifest), str(pairs), str(out)], check=True, timeout=200)
-        found.append(torch.load(out))
-    for other in found[1:]:
-        assert other.keys() == found[0].keys()
-        for name, value in found[0].items():
-            torch.testing.assert_close(other[name], value, rtol=1e-8, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+        found = gradients(manifest, pairs, tmp_path / f"other-{number}.pt", processes)
+        assert_alike(found, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_sharded_adapters_get_the_same_gradients(manifest_dict: dict[str, Any], tmp_path: Path) -> None:
+    """Low-rank adapters among frozen weights, all of them sharded."""
+    teacher = make_sd(tmp_path / "teacher")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("red apple\n")
+    manifest = text_manifest(manifest_dict, teacher, prompts, name="DMD2", lora={"rank": 2})
+    expected = gradients(manifest, tmp_path, tmp_path / "1.pt", 1)
+    manifest["spec"]["training"] |= {"sharding": "FSDP", "microBatchSize": 1}
+    found = gradients(manifest, tmp_path, tmp_path / "2.pt", 2)
+    assert sum("lora" in name and bool(value.any()) for name, value in expected.items()) > 10
+    assert_alike(found, expected, rtol=1e-8, atol=1e-12)
+
+
+def gradients(manifest: dict[str, Any], pairs: Path, out: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Gradients and weights of two steps, made by so many processes."""
+    manifest["spec"]["workers"] = {"nodes": 1, "processesPerNode": processes}
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(GRADIENTS)]
+    subprocess.run([sys.executable, *command, json.dumps(manifest), str(pairs), str(out)], check=True, timeout=200)
+    found: dict[str, torch.Tensor] = torch.load(out)
+    return found
+
+
+def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float, atol: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
@@ -128,10 +151,7 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(
     assert "going on from step" in (resharded / "distill-2.log").read_text()
 
     expected, found = final_state(whole), final_state(resharded)
-    assert expected.keys() == found.keys()
-    # Sums over ranks are rounded in another order.
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert_alike(found, expected, rtol=1e-3, atol=1e-5)  # sums over ranks are rounded in another order
 
 
 def test_sigterm_checkpoints_at_a_step_all_ranks_agree_on(

@@ -19,6 +19,7 @@ from dmd_trainer.solvers import fitting_solvers, teacher_solver
 from dmd_trainer.storage import FileStorage
 from dmd_trainer.teachers import Teacher, load_teacher
 from dmd_trainer.text_encoder import TextEncoder
+from dmd_trainer.throughput import measure_throughput
 from tests.stages import run_stage
 from tests.trainer.text_teachers import MAKERS
 
@@ -106,6 +107,29 @@ def test_an_exported_generator_draws_what_the_trainer_measures(teacher: Teacher,
         arguments = call_arguments(type(pipeline).__name__)
         found = pipeline_images(pipeline, noise, **arguments)
         torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_the_sampler_alone_is_timed_from_the_same_prompts(teacher: Teacher, guidance: float) -> None:
+    """What is timed without text encoders and VAE makes the latents that the whole pipeline decodes."""
+    pipeline = load_pipeline(teacher.directory)
+    calls: list[tuple[torch.Tensor, ...]] = []
+    network = getattr(pipeline, "transformer", None) or pipeline.unet
+
+    def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        kwargs = {**dict(zip(("sample", "timestep"), args, strict=False)), **kwargs}
+        calls.append((kwargs["encoder_hidden_states"], kwargs.get("hidden_states", kwargs.get("sample"))))
+
+    network.register_forward_pre_hook(record, with_kwargs=True)
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 1, "guidance_scale": guidance, "height": 16, "width": 16}
+    noise = noise_of(teacher)
+    found = measure_throughput(pipeline, {**arguments, "latents": noise}, 2, rounds=1)
+    assert found.whole > 0
+    assert found.images_per_second == 2 / found.whole
+    assert len(calls) % 2 == 0
+    sampler, whole = calls[-2:]
+    assert all(torch.equal(one, other) for one, other in zip(sampler, whole, strict=True))
 
 
 def test_new_weights_are_the_same_on_every_rank(tmp_path: Path) -> None:

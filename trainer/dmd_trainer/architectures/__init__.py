@@ -40,12 +40,14 @@ class Architecture:
     Attributes:
         name: for people.
         network: the denoising network's configuration.
+        scheduler: the noise schedule's.
         decoder: the VAE's; None for a teacher of pixels.
         encoder_parameters: weights of the text encoders.
     """
 
     name: str
     network: dict[str, Any]
+    scheduler: dict[str, Any]
     decoder: dict[str, Any] | None
     encoder_parameters: int
 
@@ -59,7 +61,7 @@ class Architecture:
     def build_network(self) -> nn.Module:
         """The denoising network on the meta device, where weights have shapes only."""
         with torch.device("meta"):
-            return _network_class(self.network).from_config(copy.deepcopy(self.network)).eval()
+            return network_class(self.network).from_config(copy.deepcopy(self.network)).eval()
 
     def build_decoder(self) -> nn.Module:
         """The VAE on the meta device."""
@@ -100,7 +102,9 @@ def known_architecture(name: str) -> Architecture:
             f"metadata.annotations: dmd-operator.io/architecture is {name!r}; must be one of {', '.join(KNOWN)}"
         )
     content = json.loads((files(__name__) / f"{name}.json").read_text())
-    return Architecture(name, content["network"], content["decoder"], content["encoder_parameters"])
+    return Architecture(
+        name, content["network"], content["scheduler"], content["decoder"], content["encoder_parameters"]
+    )
 
 
 def guess_architecture(uri: str) -> Architecture | None:
@@ -115,15 +119,21 @@ def read_architecture(directory: Path) -> Architecture:
         BadInputError: it has no `unet/config.json`, or its network is of a class not known here.
     """
     network = _read(directory / "unet" / "config.json")
-    _network_class(network)
+    network_class(network)
     decoder = directory / "vae" / "config.json"
     encoders = sum(
         _count_parameters(path) for part in ("text_encoder", "text_encoder_2") for path in _weights(directory / part)
     )
-    return Architecture(directory.name, network, _read(decoder) if decoder.exists() else None, encoders)
+    scheduler = _read(directory / "scheduler" / "scheduler_config.json")
+    return Architecture(directory.name, network, scheduler, _read(decoder) if decoder.exists() else None, encoders)
 
 
-def _network_class(config: dict[str, Any]) -> Any:
+def network_class(config: dict[str, Any]) -> Any:
+    """The class of a network's configuration.
+
+    Raises:
+        BadInputError: it is not one of those known here.
+    """
     import diffusers
 
     from dmd_trainer.networks.song_unet import SongUNet

@@ -38,7 +38,6 @@ def run(context: StageContext) -> dict[str, Any]:
         teacher.append(read_teacher(context))
 
     checks: list[tuple[str, Callable[[], object]]] = [
-        ("the method", lambda: _check_supported(spec)),
         ("credentials", lambda: _check_credentials(spec)),
         ("storage", lambda: _check_storage(context)),
         ("tracking", lambda: check_reachable(spec.tracking.uri or "")),
@@ -55,18 +54,6 @@ def run(context: StageContext) -> dict[str, Any]:
         check()
         context.progress.advance(1)
     return {"teacher": spec.teacher.uri, "teacherDigest": teacher[0].digest[:12]}
-
-
-def _check_supported(spec: Spec) -> None:
-    """What the API can say and this version's trainer cannot do."""
-    unsupported = {
-        # Low-rank adapters freeze the rest, and shards mix frozen and trained weights.
-        "training.sharding: FSDP with method.lora": spec.training.sharding == "FSDP" and spec.method.lora is not None,
-    }
-    found = [field for field, wanted in unsupported.items() if wanted]
-    if found:
-        fields = ", ".join(f"spec.{field}" for field in found)
-        raise BadInputError(f"{fields}: this version of the trainer cannot do that yet; leave it out")
 
 
 def _check_credentials(spec: Spec) -> None:

@@ -1,0 +1,139 @@
+"""A teacher of a published architecture made so small, and with random weights, that a laptop trains with it.
+
+Classes, kinds of blocks, number of levels, conditions and noise schedule are the real one's; widths, layers and sizes
+are not. It is what `dmdctl run --shrink` rehearses a recipe with.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmd_trainer.architectures import Architecture, network_class
+from dmd_trainer.fetch import ASSETS
+
+WIDTH = 16
+"""Channels of the narrowest level, and of the text encoders."""
+GROUPS = 4
+TIME_WIDTH = 8
+"""Of what SDXL makes of each of its six sizes."""
+SIZE_CONDITIONS = 6
+PIXELS = 32
+"""Height and width of a teacher of pixels: the builtin pictures'."""
+LATENTS = 8
+
+
+def save_shrunken_teacher(architecture: Architecture, folder: Path) -> None:
+    """Writes a teacher in diffusers format; the same one every time.
+
+    Raises:
+        BadInputError: the network is of a class not known here.
+    """
+    torch.manual_seed(0)
+    config, scheduler = shrink_network(architecture.network), architecture.scheduler
+    network_class(config).from_config(config).save_pretrained(folder / "unet")
+    _write_config(folder / "scheduler" / "scheduler_config.json", scheduler)
+    parts = {
+        "unet": ["diffusers", config["_class_name"]],
+        "scheduler": ["diffusers", architecture.scheduler["_class_name"]],
+    }
+    name = "DiffusionPipeline"
+    if architecture.decoder is not None:
+        two = config.get("addition_embed_type") == "text_time"
+        name = "StableDiffusionXLPipeline" if two else "StableDiffusionPipeline"
+        parts |= _save_text_parts(architecture.decoder, folder, two)
+    _write_config(folder / "model_index.json", {"_class_name": name} | parts)
+
+
+def shrink_network(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a U-Net with as many levels of the same kinds, each as much wider than the first."""
+    small = copy.deepcopy(config)
+    widths = config["block_out_channels"]
+    small |= {
+        "block_out_channels": [WIDTH * width // widths[0] for width in widths],
+        "layers_per_block": 1,
+        "sample_size": PIXELS,
+    }
+    match config["_class_name"]:
+        case "SongUNet":
+            small |= {"model_channels": WIDTH, "time_embedding_channels": WIDTH, "embedding_channels": WIDTH}
+        case "UNet2DModel":
+            small |= {"norm_num_groups": GROUPS, "attention_head_dim": TIME_WIDTH}
+            if config.get("attn_norm_num_groups") is not None:
+                small["attn_norm_num_groups"] = GROUPS
+        case "UNet2DConditionModel":
+            two = config.get("addition_embed_type") == "text_time"
+            small |= {
+                "norm_num_groups": GROUPS,
+                "attention_head_dim": 2,  # which this class means as the number of heads
+                "cross_attention_dim": 2 * WIDTH if two else WIDTH,
+                "transformer_layers_per_block": 1,
+                "sample_size": LATENTS,
+            }
+            if two:
+                small |= {
+                    "addition_time_embed_dim": TIME_WIDTH,
+                    "projection_class_embeddings_input_dim": WIDTH + SIZE_CONDITIONS * TIME_WIDTH,
+                }
+    return small
+
+
+def _save_text_parts(decoder: dict[str, Any], folder: Path, two: bool) -> dict[str, list[str | None]]:
+    """Writes the VAE, one or two CLIP text encoders and their tokenizers; what the pipeline's index says of them."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    widths = [WIDTH // 2] * len(decoder["block_out_channels"])
+    small = decoder | {"block_out_channels": widths, "layers_per_block": 1, "norm_num_groups": GROUPS}
+    AutoencoderKL.from_config(small).save_pretrained(folder / "vae")
+    tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "emoji-clip")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    parts: dict[str, list[str | None]] = {"vae": ["diffusers", "AutoencoderKL"]}
+    for suffix, encoder in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))[: 1 + two]:
+        encoder(text).save_pretrained(folder / f"text_encoder{suffix}")
+        tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+        parts |= {
+            f"text_encoder{suffix}": ["transformers", encoder.__name__],
+            f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"],
+        }
+    if not two:
+        parts |= {part: [None, None] for part in ("safety_checker", "feature_extractor")}
+    return parts
+
+
+def save_random_vgg(path: Path) -> None:
+    """Writes VGG16's convolutions, which LPIPS compares images with, with random weights; the same every time."""
+    from safetensors.torch import save_file
+    from torchvision.models import vgg
+
+    torch.manual_seed(0)
+    convolutions = vgg.make_layers(vgg.cfgs["D"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({f"features.{name}": value for name, value in convolutions.state_dict().items()}, path)
+
+
+def save_labelled_images(path: Path, classes: int) -> None:
+    """Writes the builtin pictures as a parquet file that gives them class labels, one after another."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = pq.read_table(ASSETS / "emoji" / "emoji.parquet", columns=["image"])["image"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": images, "label": [i % classes for i in range(len(images))]}), path)
+
+
+def _write_config(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
