@@ -15,7 +15,7 @@ from dmd_trainer.architectures import Architecture, network_class
 from dmd_trainer.fetch import ASSETS
 
 WIDTH = 16
-"""Channels of the narrowest level, and of the text encoders."""
+"""Channels of the narrowest level by default, and of the text encoders."""
 GROUPS = 4
 TIME_WIDTH = 8
 """Of what SDXL makes of each of its six sizes."""
@@ -25,14 +25,19 @@ PIXELS = 32
 LATENTS = 8
 
 
-def save_shrunken_teacher(architecture: Architecture, folder: Path) -> None:
+def save_shrunken_teacher(architecture: Architecture, folder: Path, width: int = WIDTH) -> None:
     """Writes a teacher in diffusers format; the same one every time.
+
+    Args:
+        architecture: the real one's.
+        folder: where to.
+        width: channels of the network's narrowest level.
 
     Raises:
         BadInputError: the network is of a class not known here.
     """
     torch.manual_seed(0)
-    config, scheduler = shrink_network(architecture.network), architecture.scheduler
+    config, scheduler = shrink_network(architecture.network, width), architecture.scheduler
     network_class(config).from_config(config).save_pretrained(folder / "unet")
     _write_config(folder / "scheduler" / "scheduler_config.json", scheduler)
     parts = {
@@ -47,18 +52,18 @@ def save_shrunken_teacher(architecture: Architecture, folder: Path) -> None:
     _write_config(folder / "model_index.json", {"_class_name": name} | parts)
 
 
-def shrink_network(config: dict[str, Any]) -> dict[str, Any]:
+def shrink_network(config: dict[str, Any], width: int = WIDTH) -> dict[str, Any]:
     """The configuration of a U-Net with as many levels of the same kinds, each as much wider than the first."""
     small = copy.deepcopy(config)
     widths = config["block_out_channels"]
     small |= {
-        "block_out_channels": [WIDTH * width // widths[0] for width in widths],
+        "block_out_channels": [width * channels // widths[0] for channels in widths],
         "layers_per_block": 1,
         "sample_size": PIXELS,
     }
     match config["_class_name"]:
         case "SongUNet":
-            small |= {"model_channels": WIDTH, "time_embedding_channels": WIDTH, "embedding_channels": WIDTH}
+            small |= {"model_channels": width, "time_embedding_channels": width, "embedding_channels": width}
         case "UNet2DModel":
             small |= {"norm_num_groups": GROUPS, "attention_head_dim": TIME_WIDTH}
             if config.get("attn_norm_num_groups") is not None:
