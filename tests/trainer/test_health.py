@@ -238,6 +238,9 @@ class Digits:
     def at(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.images[indices], {"class_labels": self.labels[indices]}
 
+    def prefetch(self, indices: Tensor) -> None:
+        """Everything is in memory."""
+
 
 @pytest.fixture(scope="module")
 def pair_files(teacher: Teacher, solver: Solver, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

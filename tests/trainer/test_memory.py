@@ -72,6 +72,9 @@ class RealImages(Rows):
         images, _, labels = super().at(indices)
         return images, labels
 
+    def prefetch(self, indices: Tensor) -> None:
+        """Everything is in memory."""
+
 
 @pytest.mark.parametrize(
     ("method", "precision", "checkpointing", "micro_batch"),

@@ -177,6 +177,31 @@ def test_images_that_do_not_decode_are_named_and_passed_over(
         opened(root, teacher).check()
 
 
+def test_what_is_fetched_ahead_is_what_is_asked_for(
+    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "images"
+    as_folder(root)
+    images = opened(root, teacher)
+    read: list[list[int]] = []
+    own = images.images.read
+
+    def counted(indices: list[int], prepare: Callable[[Image.Image], Image.Image]) -> list[real_images.Row]:
+        read.append(indices)
+        return own(indices, prepare)
+
+    monkeypatch.setattr(images.images, "read", counted)
+    images.prefetch(torch.tensor([3, 1]))
+    assert torch.equal(images.at(torch.tensor([3, 1]))[0], torch.stack([wanted(3), wanted(1)]))
+    assert read == [[3, 1]], "nothing is read twice"
+    images.prefetch(torch.tensor([3, 1]))
+    assert torch.equal(images.at(torch.tensor([5]))[0][0], wanted(5)), "what was not foreseen is read all the same"
+    (root / "class-0" / "002.png").unlink()
+    images.prefetch(torch.tensor([2]))
+    with pytest.raises(BadInputError, match=r"002\.png"):
+        images.at(torch.tensor([2]))
+
+
 def test_a_source_without_a_single_good_image_is_refused(tmp_path: Path, teacher: Teacher) -> None:
     root = tmp_path / "images"
     (root / "0").mkdir(parents=True)

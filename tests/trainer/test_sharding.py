@@ -32,6 +32,9 @@ class Images:
     def at(self, indices: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self.images[indices], {}
 
+    def prefetch(self, indices: torch.Tensor) -> None:
+        """Everything is in memory."""
+
 
 def reported(teacher: Teacher, conditions: Conditions, **training: Any) -> list[dict[str, float]]:
     """Losses and gradient norms of three steps of DMD2 with its GAN term."""

@@ -274,14 +274,14 @@ class Distillation:
         schedule = self.teacher.denoiser.schedule
         self.fake_score_network.zero_grad()
         totals: dict[str, Tensor] = {}
-        for indices, (images, condition) in zip(self.micro_batches, batches, strict=True):
+        for part, (indices, (images, condition)) in enumerate(zip(self.micro_batches, batches, strict=True)):
             draws = Draws(self.training.seed, f"fake score update {update}", step, indices)
             level = schedule.at(draws.integers(0, len(schedule)).to(self.device))
             eps = self._normal(draws)
             losses = {"fake_score": denoising_loss(self.mu_fake, images, eps, level, condition)}
             loss = losses["fake_score"]
             if self.gan is not None:
-                real, real_condition = self._real_images(draws, condition)
+                real, real_condition = self._real_images((step, update, part), condition)
                 losses["gan_discriminator"] = discriminator_loss(
                     self._classify(real, real_condition, draws), self._classify(images, condition, draws)
                 )
@@ -300,12 +300,28 @@ class Distillation:
         x_t = add_noise(x, self._normal(draws), level)
         return self.mu_fake.call_network(x_t, level, condition, classify=True).to(x.dtype)
 
-    def _real_images(self, draws: Draws, condition: Condition) -> tuple[Tensor, Condition]:
-        """As many real images as the batch has, and their conditions: their labels, or else the generated images'."""
+    def _real_images(self, place: tuple[int, int, int], condition: Condition) -> tuple[Tensor, Condition]:
+        """As many real images as the batch has, and their conditions: their labels, or else the generated images'.
+
+        Args:
+            place: step, update and micro-batch; the next one's images are fetched while this one's are computed with.
+            condition: the generated images'.
+        """
         assert self.real_images is not None, "the manifest's own rules ask for them"
-        images, labels = self.real_images.at(draws.integers(0, len(self.real_images)))
+        images, labels = self.real_images.at(self._real_indices(*place))
+        step, update, part = place
+        if part + 1 < len(self.micro_batches):
+            following = (step, update, part + 1)
+        else:
+            following = (step, update + 1, 0) if update + 1 < self.method.fake_score_updates else (step + 1, 0, 0)
+        self.real_images.prefetch(self._real_indices(*following))
         known = {key: labels[key].to(self.device) for key in condition if key in labels}
         return images.to(self.device, self.dtype), {**condition, **known}
+
+    def _real_indices(self, step: int, update: int, part: int) -> Tensor:
+        assert self.real_images is not None
+        draws = Draws(self.training.seed, f"real images {update}", step, self.micro_batches[part])
+        return draws.integers(0, len(self.real_images))
 
     def _generator_step(self, stream: str, step: int) -> int:
         """Which of the generator's steps this update is about: the same for the whole batch, on every rank."""

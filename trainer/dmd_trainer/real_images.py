@@ -12,7 +12,7 @@ import os
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
@@ -35,6 +35,8 @@ from dmd_trainer.storage import Storage, open_storage
 if TYPE_CHECKING:
     from dmd_trainer.teachers import Teacher
 
+Row = tuple[Tensor, int | None] | None
+"""A sample [C, H, W] and its label; None where it does not decode."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -294,7 +296,11 @@ class PictureShard(Shard):
 
     def entry(self, index: int) -> Entry:
         key = self._keys[index]
-        return Entry(key, self.files.fetch(key).read_bytes(), self._classes.get(key.split("/")[0]))
+        try:
+            content = self.files.fetch(key).read_bytes()
+        except OSError as error:
+            raise BadInputError(f"{self.files.uri}: {key} cannot be read ({error.strerror or error})") from error
+        return Entry(key, content, self._classes.get(key.split("/")[0]))
 
 
 class DigitsShard(Shard):
@@ -390,9 +396,7 @@ class ImageSet:
                 "it has fewer images than when they were counted: give changed files new names"
             ) from error
 
-    def read(
-        self, indices: Sequence[int], prepare: Callable[[Image.Image], Image.Image]
-    ) -> list[tuple[Tensor, int | None] | None]:
+    def read(self, indices: Sequence[int], prepare: Callable[[Image.Image], Image.Image]) -> list[Row]:
         """The samples [C, H, W] at indices, pictures in [-1, 1], with their labels; None where one does not decode.
 
         Args:
@@ -404,7 +408,7 @@ class ImageSet:
         """
         entries = [None if index in self._bad else self.entry(index) for index in indices]
 
-        def decode(entry: Entry | None) -> tuple[Tensor, int | None] | None:
+        def decode(entry: Entry | None) -> Row:
             if entry is None:
                 return None
             if isinstance(entry.content, Tensor):
@@ -452,6 +456,7 @@ class RealImages:
 
     def __init__(self, images: ImageSet, teacher: "Teacher") -> None:
         self.images, self._teacher = images, teacher
+        self._ahead: tuple[list[int], Future[list[Row]]] | None = None
         self._device = teacher.denoiser.schedule.sigmas.device
         if teacher.num_class_embeds is not None and not images.labelled:
             raise BadInputError(
@@ -483,7 +488,7 @@ class RealImages:
         """
         wanted = indices.tolist()
         rows: list[tuple[Tensor, int | None]] = []
-        for index, row in zip(wanted, self.images.read(wanted, self._prepare), strict=True):
+        for index, row in zip(wanted, self._read(wanted), strict=True):
             while row is None:
                 index = (index + 1) % len(self)
                 (row,) = self.images.read([index], self._prepare)
@@ -492,6 +497,18 @@ class RealImages:
         if not self.images.labelled:
             return samples, {}
         return samples, {"class_labels": torch.tensor([self._label(label) for _, label in rows])}
+
+    def prefetch(self, indices: Tensor) -> None:
+        """Begins to fetch and decode what `at` is asked for next, while the device computes."""
+        wanted = indices.tolist()
+        self._ahead = (wanted, _background().submit(self.images.read, wanted, self._prepare))
+
+    def _read(self, wanted: list[int]) -> list[Row]:
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return self.images.read(wanted, self._prepare)
+        found = ahead[1].result()  # waited for even if it is of no use: two readers would count what is bad at once
+        return found if ahead[0] == wanted else self.images.read(wanted, self._prepare)
 
     def check(self) -> None:
         """Reads images from all over the source, before anything is trained on them.
@@ -555,6 +572,12 @@ def open_real_images(
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """`function` of each item, in order; PIL decodes and resizes without Python's lock."""
     return list(_pool().map(function, items))
+
+
+@cache
+def _background() -> ThreadPoolExecutor:
+    """One thread for what is read ahead; decoding itself is spread over `_pool`."""
+    return ThreadPoolExecutor(1)
 
 
 @cache
