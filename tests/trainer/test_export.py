@@ -1,6 +1,7 @@
 """Exported pipelines are the generator, in an environment that knows nothing of this project."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -13,9 +14,11 @@ import torch
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Method
+from dmd_trainer.architectures import known_architecture
 from dmd_trainer.export import CardFacts, call_arguments, check_exportable, export_pipeline
 from dmd_trainer.generator import Generator
 from dmd_trainer.schedules import schedule_from_scheduler
+from dmd_trainer.shrinking import save_shrunken_teacher
 from dmd_trainer.teachers import Teacher, load_teacher
 
 FACTS = CardFacts("run", "file:///teacher", "DMD", "abc", "1.0")
@@ -49,7 +52,7 @@ def guarded(name, *args, **kwargs):
 builtins.__import__ = guarded
 import numpy as np, torch
 from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=len(sys.argv) > 4)
 options = json.loads(sys.argv[2])
 noise = [torch.Generator().manual_seed(seed) for seed in (11, 12)]
 images = pipeline(batch_size=2, generator=noise, output_type="np", **options).images
@@ -57,12 +60,14 @@ np.save(sys.argv[3], images)
 """
 
 
-def foreign_pixels(pipeline: Path, tmp_path: Path, **options: object) -> np.ndarray:
+def foreign_pixels(pipeline: Path, tmp_path: Path, *, own_code: bool = False, **options: object) -> np.ndarray:
     name = json.loads((pipeline / "model_index.json").read_text())["_class_name"]
     out = tmp_path / "pixels.npy"
     arguments = json.dumps({**call_arguments(name), **options})
     script = textwrap.dedent(FOREIGN)
-    subprocess.run([sys.executable, "-c", script, str(pipeline), arguments, str(out)], check=True, timeout=200)
+    command = [sys.executable, "-c", script, str(pipeline), arguments, str(out)]
+    cache = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([*command, *(["trust"] if own_code else [])], check=True, timeout=200, env=cache)
     return np.load(out)
 
 
@@ -86,6 +91,17 @@ def test_a_network_with_edms_own_time_is_folded_into_a_consistency_pipeline(tiny
     export_pipeline(teacher, weights, [900], tmp_path / "pipeline", FACTS)
     found = foreign_pixels(tmp_path / "pipeline", tmp_path, class_labels=[3, 7])
     np.testing.assert_allclose(found, own_pixels(teacher, weights, 900, pipeline_noise()), atol=1e-5)
+
+
+def test_a_network_of_ours_comes_with_its_code(tmp_path: Path) -> None:
+    save_shrunken_teacher(known_architecture("edm-cifar10"), tmp_path / "teacher")
+    teacher = load_teacher(tmp_path / "teacher")
+    weights = perturbed(teacher)
+    export_pipeline(teacher, weights, [999], tmp_path / "pipeline", FACTS)
+    assert "trust_remote_code=True" in (tmp_path / "pipeline" / "README.md").read_text()
+    found = foreign_pixels(tmp_path / "pipeline", tmp_path, own_code=True, class_labels=[3, 7])
+    noise = [torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (11, 12)]
+    np.testing.assert_allclose(found, own_pixels(teacher, weights, 999, torch.cat(noise)), atol=1e-5)
 
 
 @pytest.mark.parametrize("timestep", [999, 399])

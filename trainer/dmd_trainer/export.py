@@ -25,6 +25,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.manifest import Lora, Method
 from dmd_trainer.denoiser import Prediction
 from dmd_trainer.lora import merged, save_lora
+from dmd_trainer.networks import ship_code
 from dmd_trainer.networks.song_unet import SongUNet
 from dmd_trainer.schedules import Schedule
 from dmd_trainer.teachers import Teacher
@@ -120,6 +121,8 @@ def export_pipeline(
     else:
         pipeline = DDIMPipeline(network, _ddim(teacher, schedule, timesteps[0]))
     pipeline.save_pretrained(folder, safe_serialization=True)
+    if isinstance(network, SongUNet):
+        ship_code(folder)
     if lora is not None:
         part = "unet" if hasattr(pipeline, "unet") else "transformer"
         save_lora(pipeline, part, teacher.trainable_network(), lora, dict(weights), folder / "lora")
@@ -227,6 +230,9 @@ def _card(teacher: Teacher, pipeline: str, call: Mapping[str, Any], facts: CardF
     labels = ", class_labels=3" if teacher.num_class_embeds is not None else ""
     steps = call["num_inference_steps"]
     kind = "one-step" if steps == 1 else f"{steps}-step"
+    trusting = ""
+    if isinstance(teacher.denoiser.network, SongUNet):
+        trusting = ", trust_remote_code=True"  # the network's file is in the folder
     evaluations = "One network evaluation makes" if steps == 1 else f"{steps} network evaluations make"
     return f"""---
 license: {licence}
@@ -241,7 +247,7 @@ arXiv 2311.18828) by dmd-operator. {evaluations} an image.
 ```python
 from diffusers import {pipeline}
 
-pipeline = {pipeline}.from_pretrained("THIS_FOLDER")
+pipeline = {pipeline}.from_pretrained("THIS_FOLDER"{trusting})
 image = pipeline({arguments}{labels}).images[0]
 ```
 

@@ -28,7 +28,9 @@ class GeneratorModel(PythonModel):  # type: ignore[misc]
         index = json.loads((folder / "model_index.json").read_text())
         # Parts that a pipeline was saved without must be said to be absent (SD3 without T5).
         absent = {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder, **absent)
+        # A network that diffusers has no class for comes with its file, which is as much the model's own as this one.
+        own_code = any(folder.glob("*/*.py"))
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder, trust_remote_code=own_code, **absent)
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         self.arguments = dict(context.model_config or {})

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dmd_api.errors import BadInputError
 from dmd_trainer.convert.pickles import Record, read_pickle, tensor
+from dmd_trainer.networks import ship_code
 from dmd_trainer.networks.song_unet import SongUNet, norm_groups
 
 LICENCE = "cc-by-nc-sa-4.0"
@@ -393,13 +394,14 @@ def _save(network: UNet2DModel | SongUNet, sigma_data: float, source: Path, out:
     network.save_pretrained(out / "unet", safe_serialization=True)
     # The noise levels of the paper's samplers (table 1); the network is told ln(sigma) / 4, as this scheduler does.
     EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=sigma_data).save_pretrained(out / "scheduler")
-    library = "diffusers" if isinstance(network, UNet2DModel) else "song_unet"
     index = {
         "_class_name": "DiffusionPipeline",
         "scheduler": ["diffusers", "EDMEulerScheduler"],
-        "unet": [library, name],
+        "unet": ["diffusers", name],
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    if isinstance(network, SongUNet):
+        ship_code(out)
     (out / "README.md").write_text(_card(network, source))
 
 
