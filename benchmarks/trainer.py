@@ -66,6 +66,7 @@ CASES = {
     "SD 1.5, DMD, guidance 3": Case("sd15", {"name": "DMD", "regression": {"pairs": 16, "solver": "PNDM"}}, 3.0),
     "SD 1.5, DMD2 with GAN, guidance 3": Case("sd15", {**DMD2, "gan": {}}, 3.0),
     "SDXL, DMD2 with GAN, 4 steps, guidance 8": Case("sdxl", {**DMD2, "gan": {}, "generatorSteps": 4}, 8.0),
+    "SD3, DMD, guidance 3": Case("sd3", {"name": "DMD", "regression": {"pairs": 16, "solver": "FlowMatchEuler"}}, 3.0),
     "SDXL, DMD2 with GAN, 4 steps, LoRA, guidance 8": Case(
         "sdxl", {**DMD2, "gan": {}, "generatorSteps": 4, "lora": {"rank": 16}}, 8.0
     ),

@@ -22,7 +22,14 @@ from tests.conftest import MANIFEST
 
 REGRESSION = {"name": "DMD", "regression": {"pairs": 4}}
 GAN = {"name": "DMD2", "gan": {}, "fakeScoreUpdates": 2}
-PUBLISHED = {"sd15": 859.52, "sdxl": 2567.46, "adm-imagenet64": 295.90, "ddpm-cifar10": 35.75, "edm-cifar10": 55.74}
+PUBLISHED = {
+    "sd15": 859.52,
+    "sdxl": 2567.46,
+    "sd3": 2028.33,
+    "adm-imagenet64": 295.90,
+    "ddpm-cifar10": 35.75,
+    "edm-cifar10": 55.74,
+}
 """Millions of weights, as the published checkpoints have them."""
 
 

@@ -38,23 +38,36 @@ def save_shrunken_teacher(architecture: Architecture, folder: Path, width: int =
     """
     torch.manual_seed(0)
     config, scheduler = shrink_network(architecture.network, width), architecture.scheduler
-    network_class(config).from_config(config).save_pretrained(folder / "unet")
+    part = "transformer" if config["_class_name"] == "SD3Transformer2DModel" else "unet"
+    network_class(config).from_config(config).save_pretrained(folder / part)
     _write_config(folder / "scheduler" / "scheduler_config.json", scheduler)
-    parts = {
-        "unet": ["diffusers", config["_class_name"]],
-        "scheduler": ["diffusers", architecture.scheduler["_class_name"]],
-    }
+    parts = {name: ["diffusers", c["_class_name"]] for name, c in ((part, config), ("scheduler", scheduler))}
     name = "DiffusionPipeline"
     if architecture.decoder is not None:
-        two = config.get("addition_embed_type") == "text_time"
-        name = "StableDiffusionXLPipeline" if two else "StableDiffusionPipeline"
-        parts |= _save_text_parts(architecture.decoder, folder, two)
+        name = "StableDiffusionPipeline"
+        if part == "transformer":
+            name = "StableDiffusion3Pipeline"
+        elif config.get("addition_embed_type") == "text_time":
+            name = "StableDiffusionXLPipeline"
+        parts |= _save_text_parts(name, architecture.decoder, folder)
     _write_config(folder / "model_index.json", {"_class_name": name} | parts)
 
 
 def shrink_network(config: dict[str, Any], width: int = WIDTH) -> dict[str, Any]:
-    """The configuration of a U-Net with as many levels of the same kinds, each as much wider than the first."""
+    """A configuration with as many levels of the same kinds, each as much wider than the first; SD3 gets two blocks."""
     small = copy.deepcopy(config)
+    if config["_class_name"] == "SD3Transformer2DModel":
+        heads = width // TIME_WIDTH
+        return small | {
+            "sample_size": LATENTS,
+            "num_layers": 2,
+            "attention_head_dim": TIME_WIDTH,
+            "num_attention_heads": heads,
+            "caption_projection_dim": width,
+            "joint_attention_dim": 2 * WIDTH,
+            "pooled_projection_dim": 2 * WIDTH,
+            "pos_embed_max_size": LATENTS,
+        }
     widths = config["block_out_channels"]
     small |= {
         "block_out_channels": [width * channels // widths[0] for channels in widths],
@@ -85,8 +98,8 @@ def shrink_network(config: dict[str, Any], width: int = WIDTH) -> dict[str, Any]
     return small
 
 
-def _save_text_parts(decoder: dict[str, Any], folder: Path, two: bool) -> dict[str, list[str | None]]:
-    """Writes the VAE, one or two CLIP text encoders and their tokenizers; what the pipeline's index says of them."""
+def _save_text_parts(pipeline: str, decoder: dict[str, Any], folder: Path) -> dict[str, list[str | None]]:
+    """Writes the VAE, the CLIP text encoders and their tokenizers; what the pipeline's index says of them."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -105,17 +118,26 @@ def _save_text_parts(decoder: dict[str, Any], folder: Path, two: bool) -> dict[s
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    encoders = {
+        "StableDiffusionPipeline": [CLIPTextModel],
+        "StableDiffusionXLPipeline": [CLIPTextModel, CLIPTextModelWithProjection],
+        "StableDiffusion3Pipeline": [CLIPTextModelWithProjection, CLIPTextModelWithProjection],
+    }
+    # What the pipelines are complete without.
+    absent = {
+        "StableDiffusionPipeline": ("safety_checker", "feature_extractor"),
+        "StableDiffusionXLPipeline": (),
+        "StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3"),
+    }
     parts: dict[str, list[str | None]] = {"vae": ["diffusers", "AutoencoderKL"]}
-    for suffix, encoder in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))[: 1 + two]:
+    for suffix, encoder in zip(("", "_2"), encoders[pipeline], strict=False):
         encoder(text).save_pretrained(folder / f"text_encoder{suffix}")
         tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
         parts |= {
             f"text_encoder{suffix}": ["transformers", encoder.__name__],
             f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"],
         }
-    if not two:
-        parts |= {part: [None, None] for part in ("safety_checker", "feature_extractor")}
-    return parts
+    return parts | {part: [None, None] for part in absent[pipeline]}
 
 
 def save_random_vgg(path: Path) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
 
-KNOWN = ("sd15", "sdxl", "adm-imagenet64", "edm-cifar10", "ddpm-cifar10")
+KNOWN = ("sd15", "sdxl", "sd3", "adm-imagenet64", "edm-cifar10", "ddpm-cifar10")
 """The names that the annotation `dmd-operator.io/architecture` may have."""
 
 NAMES = {
     "stable-diffusion-xl-base": "sdxl",
+    "stable-diffusion-3-medium": "sd3",
     "stable-diffusion-v1-": "sd15",
     "edm-imagenet-64x64": "adm-imagenet64",
     "edm-cifar10-32x32": "edm-cifar10",
@@ -29,6 +30,8 @@ NAMES = {
 
 PROMPT_TOKENS = 77
 """What CLIP's text encoders read of a prompt (arXiv 2103.00020, section 2.4)."""
+T5_TOKENS = 256
+"""What SD3's pipeline lets T5 read of it, beside CLIP's tokens."""
 SIZE_CONDITIONS = 6
 """Numbers that SDXL is told of a picture's size and crop (arXiv 2307.01952, section 2.2)."""
 
@@ -74,6 +77,13 @@ class Architecture:
     def conditions(self, batch: int) -> dict[str, Any]:
         """The network's arguments beside sample and time for `batch` samples: zeros."""
         config = self.network
+        if config["_class_name"] == "SD3Transformer2DModel":
+            return {
+                "encoder_hidden_states": torch.zeros(
+                    batch, PROMPT_TOKENS + T5_TOKENS, int(config["joint_attention_dim"])
+                ),
+                "pooled_projections": torch.zeros(batch, int(config["pooled_projection_dim"])),
+            }
         if config["_class_name"] != "UNet2DConditionModel":
             labelled = config.get("num_class_embeds") is not None
             return {"class_labels": torch.zeros(batch, dtype=torch.int64)} if labelled else {}
@@ -116,13 +126,16 @@ def read_architecture(directory: Path) -> Architecture:
     """That of a teacher's folder in diffusers format.
 
     Raises:
-        BadInputError: it has no `unet/config.json`, or its network is of a class not known here.
+        BadInputError: it has no `unet/` or `transformer/`, or its network is of a class not known here.
     """
-    network = _read(directory / "unet" / "config.json")
+    part = "transformer" if (directory / "transformer").is_dir() else "unet"
+    network = _read(directory / part / "config.json")
     network_class(network)
     decoder = directory / "vae" / "config.json"
     encoders = sum(
-        _count_parameters(path) for part in ("text_encoder", "text_encoder_2") for path in _weights(directory / part)
+        _count_parameters(path)
+        for part in ("text_encoder", "text_encoder_2", "text_encoder_3")
+        for path in _weights(directory / part)
     )
     scheduler = _read(directory / "scheduler" / "scheduler_config.json")
     return Architecture(directory.name, network, scheduler, _read(decoder) if decoder.exists() else None, encoders)
@@ -141,9 +154,9 @@ def network_class(config: dict[str, Any]) -> Any:
     name = config.get("_class_name")
     if name == "SongUNet":
         return SongUNet
-    if name in {"UNet2DModel", "UNet2DConditionModel"}:
+    if name in {"UNet2DModel", "UNet2DConditionModel", "SD3Transformer2DModel"}:
         return getattr(diffusers, name)
-    raise BadInputError(f"the teacher's network is a {name}; memory and time can be estimated for U-Nets")
+    raise BadInputError(f"the teacher's network is a {name}; memory and time can be estimated for U-Nets and SD3")
 
 
 def _read(path: Path) -> dict[str, Any]:
