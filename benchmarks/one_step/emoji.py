@@ -50,7 +50,7 @@ BUDGET = 500_000
 """Network evaluations of each method's training; ten minutes or so on two cores."""
 BATCH = 32
 GUIDANCE = 3.0
-SOLVER_STEPS = 25
+SOLVER_STEPS = 50
 PAIR_COST = 2 * (SOLVER_STEPS + 1)
 """Network evaluations of an ODE pair: PNDM's first step evaluates twice, and guidance doubles all."""
 PAIRS_SHARE = 0.3

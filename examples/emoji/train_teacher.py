@@ -5,7 +5,8 @@
 
 Stable Diffusion 1.5 made small (Rombach et al. 2022, arXiv 2112.10752): a KL autoencoder to latents of 4 x 8 x 8, and a
 UNet that predicts their noise and attends to the tokens of a CLIP text model, with the same schedule and with one
-caption in ten left empty for classifier-free guidance. What it writes is a stock `StableDiffusionPipeline`.
+caption in ten left empty for classifier-free guidance. What it writes is a stock `StableDiffusionPipeline`; two cores
+with nothing else to do take three quarters of an hour.
 """
 
 import copy

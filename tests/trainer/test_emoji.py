@@ -66,7 +66,7 @@ def test_the_teacher_draws_what_prompts_say(clip: CLIPModel) -> None:
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:24]
     drawn = pipeline(
         [captions[i] for i in chosen],
-        num_inference_steps=16,
+        num_inference_steps=50,
         guidance_scale=3.0,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
