@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from dmd_trainer.denoiser import Condition
 from dmd_trainer.distillation import Distillation
 from dmd_trainer.fetch import local_path
 from dmd_trainer.generator import Generator
-from dmd_trainer.health import LASTING, RULES, WELL_AFTER, Health
+from dmd_trainer.health import LASTING, RULES, WELL_AFTER, Health, _remedy
 from dmd_trainer.health_probe import HealthProbe
 from dmd_trainer.losses import l2_regression_loss
 from dmd_trainer.pairs import Pairs, make_shard, shard_indices
-from dmd_trainer.solvers import Solver, heun
+from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.solvers import Solver, heun, teacher_solver
+from dmd_trainer.storage import FileStorage
 from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.text_encoder import TextEncoder
 from dmd_trainer.training import LOG_EVERY
 from tests.stages import RUN_KEY, run_stage
 
@@ -41,6 +45,7 @@ GOOD = {
     "saturation": 0.0,
     "colour_drift": 0.0,
     "contrast": 1.0,
+    "guidance_contrast": 1.3,
     "regression_error": 0.1,
     "generator_gradient_norm": 2.0,
     "fake_score_gradient_norm": 0.5,
@@ -79,6 +84,7 @@ def started(**fields: Any) -> Health:
         ("saturation", 0.3, "spec.training.learningRate"),
         ("colour_drift", 1.0, "spec.training.learningRate"),
         ("contrast", 0.3, "spec.training.learningRate"),
+        ("guidance_contrast", 3.0, "spec.teacher.guidanceScale"),
         ("regression_error", 0.9, "spec.method.regression.weight"),
         ("generator_gradient_norm", 30.0, "spec.training.learningRate"),
         ("fake_score_gradient_norm", 30.0, "spec.training.learningRate"),
@@ -224,6 +230,9 @@ def test_a_shifted_mean_is_a_drift_in_standard_deviations(teacher: Teacher, solv
     assert drift == pytest.approx(0.25 / float(torch.cat(images).std()), rel=1e-2)
 
 
+DIGITS = Conditions(10)
+
+
 class Digits:
     """The teacher's images, for a GAN term."""
 
@@ -276,9 +285,16 @@ def gentle_dmd2(content: dict[str, Any]) -> None:
     content["training"]["learningRate"] = 3e-4
 
 
-def warned_of(teacher: Teacher, solver: Solver, pair_files: list[Path], spec: Spec) -> dict[str, int]:
+def warned_of(
+    teacher: Teacher,
+    solver: Solver,
+    pair_files: list[Path],
+    spec: Spec,
+    conditions: Conditions = DIGITS,
+    unguided: Solver | None = None,
+) -> dict[str, int]:
     """Trains, and returns each measure that was warned of with the step of the first time."""
-    conditions, seed = Conditions(10), spec.training.seed
+    seed = spec.training.seed
     distillation = Distillation(
         teacher,
         spec,
@@ -287,7 +303,7 @@ def warned_of(teacher: Teacher, solver: Solver, pair_files: list[Path], spec: Sp
         l2_regression_loss,
         real_images=Digits(pair_files) if spec.method.gan is not None else None,
     )
-    probe, health, found = HealthProbe(teacher, solver, conditions, seed), Health(spec), {}
+    probe, health, found = HealthProbe(teacher, solver, conditions, seed, unguided=unguided), Health(spec), {}
     health.feed({"step": 0, **probe.measure(distillation.generator, distillation.mu_fake)})
     while distillation.step_count < spec.training.generator_updates:
         try:
@@ -326,6 +342,35 @@ def test_a_collapse_is_warned_of_within_a_hundred_updates(
     seed: int,
 ) -> None:
     assert warned_of(teacher, solver, pair_files, spec(cause, seed, updates=100)).keys() & symptoms
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_too_strong_a_guidance_is_warned_of(tmp_path: Path, seed: int) -> None:
+    """Distribution matching alone towards a strongly guided score; the warnings name the guidance."""
+    teacher = load_teacher(local_path("builtin://emoji-teacher", tmp_path))
+    encoder = partial(TextEncoder, teacher.directory, torch.device("cpu"))
+    prompts = ["red apple", "cat face", "rocket", "octopus"]
+    embeddings = PromptEmbeddings(prompts, teacher.digest, FileStorage(tmp_path), tmp_path / "local", encoder)
+    conditions = PromptConditions(embeddings=embeddings)
+    content = yaml.safe_load((EXAMPLES / "distill-emoji.yaml").read_text())
+    content["spec"]["teacher"]["guidanceScale"] = 20.0
+    content["spec"]["method"] = {"name": "DMD2"}
+    content["spec"]["training"] |= {"generatorUpdates": 60, "batchSize": 4, "seed": seed}
+    guided, unguided = (teacher_solver(teacher, "DDIM", 18, scale, conditions.negative) for scale in (20.0, 1.0))
+    strong = parse_manifest(content).spec
+    found = warned_of(teacher, guided, [], strong, conditions, unguided)
+    assert found.keys() & {"saturation", "colour_drift"}
+    assert _remedy("saturation", strong).startswith("lower spec.teacher.guidanceScale")
+    # A solver of higher order diverges there: its images, and so pairs, are themselves wrong, which is told apart.
+    contrasts = []
+    for scale in (3.0, 20.0):
+        solver, plain = (teacher_solver(teacher, "PNDM", 50, s, conditions.negative) for s in (scale, 1.0))
+        probe = HealthProbe(teacher, solver, conditions, seed, unguided=plain)
+        contrasts.append(probe.measure(Generator(teacher.denoiser, (999,)), teacher.denoiser)["guidance_contrast"])
+    assert contrasts[0] < 1.6
+    assert contrasts[1] > 2.0
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ class HealthProbe:
         rank: this process among `world_size`.
         world_size: how many share the samples.
         micro_batch: at most so many samples go through a network at once.
+        unguided: the sampler without guidance, where `solver` has it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class HealthProbe:
         rank: int = 0,
         world_size: int = 1,
         micro_batch: int = MICRO_BATCH,
+        unguided: Solver | None = None,
     ) -> None:
         self._teacher = teacher.denoiser
         schedule = teacher.denoiser.schedule
@@ -91,6 +93,10 @@ class HealthProbe:
         far = (reference - reference.mean()).abs().flatten()
         self._reach = 1.1 * float(_average(far.kthvalue(max(1, int(EXTREME * len(far)))).values))
         self._centre = float(_average(reference.mean()))
+        self._constant: dict[str, float] = {}
+        if unguided is not None:
+            _, plain, _ = self._moments(torch.cat([unguided(b.noise, b.condition) for b in self._batches]))
+            self._constant["guidance_contrast"] = float((self._std / plain).max())
         with torch.no_grad():
             own = [self._denoise(self._teacher, batch, batch.reference)[1] for batch in self._batches]
         self._own_loss = float(_average(torch.cat(own).mean()))
@@ -111,6 +117,8 @@ class HealthProbe:
             `saturation`: the share of values beyond the teacher's extremes;
             `colour_drift`: the largest shift of a channel's mean, in standard deviations of the teacher's values;
             `contrast`: the channels' standard deviation over the teacher's, in the channel where it is furthest from 1;
+            `guidance_contrast`: with guidance, the standard deviation of the teacher's own images over that without,
+            in the channel where it grows most; it never changes;
             `regression_error`: the mean squared distance to the teacher's image of the same noise, over that of two of
             the teacher's images of one condition; these noises are in no training pair.
         """
@@ -148,6 +156,7 @@ class HealthProbe:
             "colour_drift": float(((mean - self._mean).abs() / self._std).max()),
             "contrast": float(contrast[contrast.log().abs().argmax()]),
             "regression_error": error / float(self._distance),
+            **self._constant,
         }
 
     def _denoise(self, denoiser: Denoiser, batch: _Batch, x: Tensor) -> tuple[Tensor, Tensor]:

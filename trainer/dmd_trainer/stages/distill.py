@@ -147,13 +147,15 @@ def _health_probe(context: StageContext, teacher: Teacher, conditions: Condition
     context.progress.update(activity="drawing the teacher's images")
     regression = spec.method.regression
     solver, steps = (regression.solver, regression.solver_steps) if regression else (fitting_solvers(teacher)[0], 18)
+    scale = spec.teacher.guidance_scale
     return HealthProbe(
         teacher,
-        teacher_solver(teacher, solver, steps, spec.teacher.guidance_scale, conditions.negative),
+        teacher_solver(teacher, solver, steps, scale, conditions.negative),
         conditions,
         spec.training.seed,
         context.rank,
         context.world_size,
+        unguided=None if scale == 1 else teacher_solver(teacher, solver, steps),
     )
 
 
