@@ -15,7 +15,7 @@ from dmd_api.exit_codes import ExitCode
 DMDCTL = Path(sys.executable).with_name("dmdctl")
 
 
-def dmdctl(*arguments: object, folder: Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+def dmdctl(*arguments: object, folder: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(DMDCTL), *map(str, arguments)],
         cwd=folder,

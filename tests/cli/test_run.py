@@ -59,7 +59,7 @@ def module_manifest(tiny_teacher: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any], tmp_path: Path) -> None:
     manifest = module_manifest
     manifest["spec"]["training"] |= {"generatorUpdates": 400, "checkpointEvery": 200, "sampleEvery": 200}
