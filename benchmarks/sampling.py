@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from dmd_trainer.export import CardFacts, call_arguments, export_pipeline
 from dmd_trainer.fetch import ASSETS, local_path
 from dmd_trainer.generator import Generator
-from dmd_trainer.solvers import teacher_solver
+from dmd_trainer.solvers import Solver, teacher_solver
 from dmd_trainer.teachers import load_teacher
 from dmd_trainer.throughput import Throughput, measure_throughput
 
@@ -39,7 +39,7 @@ def _digits() -> dict[str, Any]:
     noise = torch.randn(BATCH, *teacher.sample_shape)
     condition = {"class_labels": torch.randint(0, 10, (BATCH,))}
     generator = Generator(teacher.denoiser, (len(teacher.denoiser.schedule) - 1,))
-    samplers = {"teacher": teacher_solver(teacher, "Heun", STEPS), "generator": generator}
+    samplers: dict[str, Solver] = {"teacher": teacher_solver(teacher, "Heun", STEPS), "generator": generator}
     times: dict[str, list[float]] = {name: [] for name in samplers}
     for round_ in range(ROUNDS + 1):
         for name, sampler in samplers.items():

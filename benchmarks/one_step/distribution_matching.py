@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from benchmarks.digits import EXAMPLE
 from benchmarks.one_step.setting import CLASSES, FORWARD, UPDATE, Sampler, Setting
-from benchmarks.one_step.training import CLIP, EMA_DECAY, WARMUP
+from benchmarks.one_step.training import as_in_manifest
 from dmd_api.loading import load_manifest
 from dmd_trainer.distillation import Distillation
 from dmd_trainer.losses import l2_regression_loss
@@ -28,16 +28,7 @@ def distribution_matching(
     method: dict[str, Any] = {"fake_score_updates": fake_score_updates}
     if pairs is None:
         method |= {"name": "DMD2", "regression": None}
-    training = {
-        "generator_updates": updates,
-        "batch_size": setting.batch,
-        "learning_rate": learning_rate,
-        "learning_rate_schedule": "cosine",
-        "warmup_steps": WARMUP,
-        "gradient_clip_norm": CLIP,
-        "ema_decay": EMA_DECAY,
-        "seed": setting.seed,
-    }
+    training = as_in_manifest(updates, setting.batch, learning_rate, setting.seed)
     spec = spec.model_copy(
         update={
             "method": spec.method.model_copy(update=method),

@@ -28,8 +28,7 @@ from torch import Tensor
 
 from benchmarks.one_step.pairs import TeacherPairs
 from benchmarks.one_step.setting import FORWARD, UPDATE, Sampler
-from benchmarks.one_step.training import CLIP as CLIP_NORM
-from benchmarks.one_step.training import EMA_DECAY, WARMUP, follow, train
+from benchmarks.one_step.training import as_in_manifest, follow, train
 from dmd_api.loading import load_manifest
 from dmd_trainer.denoiser import Condition, Denoiser
 from dmd_trainer.distillation import Distillation
@@ -122,16 +121,7 @@ def distribution_matching(
         method |= {"name": "DMD2", "regression": None}
     else:
         method["regression"] = spec.method.regression.model_copy(update={"weight": weight})
-    training = {
-        "generator_updates": updates,
-        "batch_size": BATCH,
-        "learning_rate": learning_rate,
-        "learning_rate_schedule": "cosine",
-        "warmup_steps": WARMUP,
-        "gradient_clip_norm": CLIP_NORM,
-        "ema_decay": EMA_DECAY,
-        "seed": setting.seed,
-    }
+    training = as_in_manifest(updates, BATCH, learning_rate, setting.seed)
     spec = spec.model_copy(
         update={
             "method": spec.method.model_copy(update=method),
@@ -159,9 +149,9 @@ def make_pairs(setting: Setting, evaluations: int) -> PromptPairs:
     """As many of the teacher's ODE pairs as `evaluations` pay for."""
     solver = teacher_solver(setting.teacher, "PNDM", SOLVER_STEPS, GUIDANCE, setting.conditions.negative)
     noises, solutions, prompts = [], [], []
-    count = evaluations // PAIR_COST
-    for start in range(0, count, 128):
-        draws = Draws(setting.seed, "pairs", 0, range(start, min(start + 128, count)))
+    total = evaluations // PAIR_COST
+    for start in range(0, total, 128):
+        draws = Draws(setting.seed, "pairs", 0, range(start, min(start + 128, total)))
         drawn = setting.conditions.draw(draws)
         noise = draws.normal(setting.teacher.sample_shape)
         noises.append(noise)

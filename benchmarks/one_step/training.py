@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,20 @@ from torch import Tensor, nn
 from dmd_trainer.denoiser import Denoiser
 
 WARMUP, CLIP, EMA_DECAY, WEIGHT_DECAY = 20, 10.0, 0.998, 0.01
+
+
+def as_in_manifest(updates: int, batch: int, learning_rate: float, seed: int) -> dict[str, Any]:
+    """The same optimisation for the methods that have a fake score: fields of the manifest's `training`."""
+    return {
+        "generator_updates": updates,
+        "batch_size": batch,
+        "learning_rate": learning_rate,
+        "learning_rate_schedule": "cosine",
+        "warmup_steps": WARMUP,
+        "gradient_clip_norm": CLIP,
+        "ema_decay": EMA_DECAY,
+        "seed": seed,
+    }
 
 
 def train(start: Denoiser, loss: Callable[[Denoiser], Tensor], updates: int, learning_rate: float) -> Denoiser:

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -189,8 +189,8 @@ def sample(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="How many at once, with --benchmark.")] = 8,
     precision: Annotated[
-        str | None,
-        typer.Option(help="fp32, fp16 or bf16, with --benchmark. Default: fp16 on a GPU.", metavar="PRECISION"),
+        Literal["fp32", "fp16", "bf16"] | None,
+        typer.Option(help="What it computes in, with --benchmark. Default: fp16 on a GPU, else fp32."),
     ] = None,
 ) -> None:
     """Draw images from a registered generator and write them as a grid, or measure how fast it draws.

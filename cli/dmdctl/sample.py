@@ -13,6 +13,7 @@ from rich.table import Table
 
 from dmd_api.errors import BadInputError
 from dmd_trainer.evaluation.pictures import image_grid
+from dmdctl.quiet import quiet_libraries
 from dmdctl.run import RUNS
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -36,7 +37,7 @@ def sample_model(
 
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise BadInputError(f"--out {out}: must be a .png file in a folder that exists")
-    _quiet_loading()
+    quiet_libraries()
     loaded = _load(model, tracking)
     labels = _labels(class_labels)
     rows: dict[str, Any] = {"seed": range(seed, seed + count)}
@@ -65,15 +66,13 @@ def benchmark_model(model: str, batch_size: int, precision: str | None, tracking
     """Measures how fast the generator draws, alone and in batches, and prints a table.
 
     Raises:
-        BadInputError: there is no such model, or the precision is not one of `PRECISIONS`.
+        BadInputError: there is no such model.
     """
     from dmd_trainer.throughput import measure_throughput
 
     on_gpu = torch.cuda.is_available()
     precision = precision or ("fp16" if on_gpu else "fp32")
-    if precision not in PRECISIONS:
-        raise BadInputError(f"--precision: is {precision!r}; must be {' or '.join(PRECISIONS)}")
-    _quiet_loading()
+    quiet_libraries()
     loaded = _load(model, tracking)
     pipeline = loaded.pipeline.to(PRECISIONS[precision])
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
@@ -87,14 +86,6 @@ def benchmark_model(model: str, batch_size: int, precision: str | None, tracking
             milliseconds = (f"{1000 * seconds:.1f}" for seconds in (found.whole, found.sampler))
             table.add_row(str(size), *milliseconds, f"{found.images_per_second:.1f}")
     console.print(table)
-
-
-def _quiet_loading() -> None:
-    """Keeps diffusers' own bars and hints about loading off the terminal: the command's output is one line."""
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 class _Generator:

@@ -12,6 +12,7 @@ from dmd_api.loading import parse_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_api.uris import parse_uri
 from dmdctl.gpu_plan import ANNOTATION, architecture_of
+from dmdctl.quiet import quiet_libraries
 
 UPDATES, EVERY = 4, 2
 MICRO_BATCH = 2
@@ -44,6 +45,7 @@ def _replace_inputs(manifest: DMDDistillation, spec: dict[str, Any], folder: Pat
     """Writes the small teacher, and names it and what ships with the trainer instead of what is elsewhere."""
     from dmd_trainer.shrinking import save_labelled_images, save_random_vgg, save_shrunken_teacher
 
+    quiet_libraries()
     architecture = architecture_of(manifest)
     if architecture is None:
         raise BadInputError(

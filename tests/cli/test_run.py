@@ -129,7 +129,7 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     assert all(float(row.split()[-2]) > 0 for row in rows)
     done = dmdctl("sample", "models:/tiny@champion", "--benchmark", "--precision", "int8", folder=tmp_path)
     assert done.returncode == ExitCode.BAD_INPUT
-    assert "must be fp32 or fp16 or bf16" in done.stderr
+    assert "'fp32', 'fp16', 'bf16'" in done.stderr
     done = dmdctl("sample", "models:/tiny@champion", folder=tmp_path)
     assert done.returncode == ExitCode.BAD_INPUT
     assert "--out: missing" in done.stderr

@@ -23,7 +23,7 @@ from dmd_trainer.denoiser import Condition
 from dmd_trainer.distillation import Distillation
 from dmd_trainer.fetch import local_path
 from dmd_trainer.generator import Generator
-from dmd_trainer.health import LASTING, RULES, WELL_AFTER, Health, _remedy
+from dmd_trainer.health import LASTING, RULES, WELL_AFTER, Health
 from dmd_trainer.health_probe import HealthProbe
 from dmd_trainer.losses import l2_regression_loss
 from dmd_trainer.pairs import Pairs, make_shard, shard_indices
@@ -362,7 +362,10 @@ def test_too_strong_a_guidance_is_warned_of(tmp_path: Path, seed: int) -> None:
     strong = parse_manifest(content).spec
     found = warned_of(teacher, guided, [], strong, conditions, unguided)
     assert found.keys() & {"saturation", "colour_drift"}
-    assert _remedy("saturation", strong).startswith("lower spec.teacher.guidanceScale")
+    health = Health(strong)
+    health.feed({"step": 0, **START})
+    (warning,) = fed(health, *[{"saturation": 0.5}] * 3)
+    assert "lower spec.teacher.guidanceScale" in warning
     # A solver of higher order diverges there: its images, and so pairs, are themselves wrong, which is told apart.
     contrasts = []
     for scale in (3.0, 20.0):

@@ -14,29 +14,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dmd_trainer.fetch import ASSETS
-
-WIDTH = 16
+from dmd_trainer.shrinking import WIDTH, small_text_config
 
 
 def _tokenizer() -> Any:
     return CLIPTokenizer.from_pretrained(ASSETS / "emoji-clip")
-
-
-def _text_config(tokenizer: Any) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
 
 
 def _vae(latent_channels: int = 4) -> AutoencoderKL:
@@ -77,7 +62,7 @@ def make_sd(folder: Path) -> Path:
     tokenizer = _tokenizer()
     StableDiffusionPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer)).eval(),
+        text_encoder=CLIPTextModel(small_text_config(tokenizer)).eval(),
         tokenizer=tokenizer,
         unet=_unet(cross_attention_dim=WIDTH),
         scheduler=_pndm(),
@@ -92,7 +77,7 @@ def make_sdxl(folder: Path) -> Path:
     """Stable Diffusion XL: two text encoders, size conditions."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
-    config = _text_config(tokenizer)
+    config = small_text_config(tokenizer)
     StableDiffusionXLPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(config).eval(),
@@ -114,7 +99,7 @@ def make_sd3(folder: Path) -> Path:
     """Stable Diffusion 3: a flow-matching transformer, two CLIP encoders, no T5."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
-    config = _text_config(tokenizer)
+    config = small_text_config(tokenizer)
     StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=8,

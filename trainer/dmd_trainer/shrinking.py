@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
-from dmd_trainer.architectures import Architecture, network_class
+from dmd_trainer.architectures import SIZE_CONDITIONS, Architecture, network_class
 from dmd_trainer.fetch import ASSETS
+from dmd_trainer.networks import ship_code
 
 WIDTH = 16
 """Channels of the narrowest level by default, and of the text encoders."""
 GROUPS = 4
-TIME_WIDTH = 8
-"""Of what SDXL makes of each of its six sizes."""
-SIZE_CONDITIONS = 6
+HEAD_WIDTH = 8
+"""Channels of an attention head."""
+SIZE_WIDTH = 8
+"""Of what SDXL makes of each of its size conditions."""
 PIXELS = 32
 """Height and width of a teacher of pixels: the builtin pictures'."""
 LATENTS = 8
@@ -41,28 +43,29 @@ def save_shrunken_teacher(architecture: Architecture, folder: Path, width: int =
     part = "transformer" if config["_class_name"] == "SD3Transformer2DModel" else "unet"
     network_class(config).from_config(config).save_pretrained(folder / part)
     _write_config(folder / "scheduler" / "scheduler_config.json", scheduler)
-    parts = {name: ["diffusers", c["_class_name"]] for name, c in ((part, config), ("scheduler", scheduler))}
-    name = "DiffusionPipeline"
+    parts = {key: ["diffusers", value["_class_name"]] for key, value in ((part, config), ("scheduler", scheduler))}
+    pipeline = "DiffusionPipeline"
     if architecture.decoder is not None:
-        name = "StableDiffusionPipeline"
+        pipeline = "StableDiffusionPipeline"
         if part == "transformer":
-            name = "StableDiffusion3Pipeline"
+            pipeline = "StableDiffusion3Pipeline"
         elif config.get("addition_embed_type") == "text_time":
-            name = "StableDiffusionXLPipeline"
-        parts |= _save_text_parts(name, architecture.decoder, folder)
-    _write_config(folder / "model_index.json", {"_class_name": name} | parts)
+            pipeline = "StableDiffusionXLPipeline"
+        parts |= _save_text_parts(pipeline, architecture.decoder, folder)
+    _write_config(folder / "model_index.json", {"_class_name": pipeline} | parts)
+    if config["_class_name"] == "SongUNet":
+        ship_code(folder)
 
 
 def shrink_network(config: dict[str, Any], width: int = WIDTH) -> dict[str, Any]:
     """A configuration with as many levels of the same kinds, each as much wider than the first; SD3 gets two blocks."""
     small = copy.deepcopy(config)
     if config["_class_name"] == "SD3Transformer2DModel":
-        heads = width // TIME_WIDTH
         return small | {
             "sample_size": LATENTS,
             "num_layers": 2,
-            "attention_head_dim": TIME_WIDTH,
-            "num_attention_heads": heads,
+            "attention_head_dim": HEAD_WIDTH,
+            "num_attention_heads": width // HEAD_WIDTH,
             "caption_projection_dim": width,
             "joint_attention_dim": 2 * WIDTH,
             "pooled_projection_dim": 2 * WIDTH,
@@ -78,7 +81,7 @@ def shrink_network(config: dict[str, Any], width: int = WIDTH) -> dict[str, Any]
         case "SongUNet":
             small |= {"model_channels": width, "time_embedding_channels": width, "embedding_channels": width}
         case "UNet2DModel":
-            small |= {"norm_num_groups": GROUPS, "attention_head_dim": TIME_WIDTH}
+            small |= {"norm_num_groups": GROUPS, "attention_head_dim": HEAD_WIDTH}
             if config.get("attn_norm_num_groups") is not None:
                 small["attn_norm_num_groups"] = GROUPS
         case "UNet2DConditionModel":
@@ -92,8 +95,8 @@ def shrink_network(config: dict[str, Any], width: int = WIDTH) -> dict[str, Any]
             }
             if two:
                 small |= {
-                    "addition_time_embed_dim": TIME_WIDTH,
-                    "projection_class_embeddings_input_dim": WIDTH + SIZE_CONDITIONS * TIME_WIDTH,
+                    "addition_time_embed_dim": SIZE_WIDTH,
+                    "projection_class_embeddings_input_dim": WIDTH + SIZE_CONDITIONS * SIZE_WIDTH,
                 }
     return small
 
@@ -101,23 +104,13 @@ def shrink_network(config: dict[str, Any], width: int = WIDTH) -> dict[str, Any]
 def _save_text_parts(pipeline: str, decoder: dict[str, Any], folder: Path) -> dict[str, list[str | None]]:
     """Writes the VAE, the CLIP text encoders and their tokenizers; what the pipeline's index says of them."""
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     widths = [WIDTH // 2] * len(decoder["block_out_channels"])
     small = decoder | {"block_out_channels": widths, "layers_per_block": 1, "norm_num_groups": GROUPS}
     AutoencoderKL.from_config(small).save_pretrained(folder / "vae")
     tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "emoji-clip")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    text = small_text_config(tokenizer)
     encoders = {
         "StableDiffusionPipeline": [CLIPTextModel],
         "StableDiffusionXLPipeline": [CLIPTextModel, CLIPTextModelWithProjection],
@@ -138,6 +131,23 @@ def _save_text_parts(pipeline: str, decoder: dict[str, Any], folder: Path) -> di
             f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"],
         }
     return parts | {part: [None, None] for part in absent[pipeline]}
+
+
+def small_text_config(tokenizer: Any) -> Any:
+    """A `CLIPTextConfig` of two narrow layers, for a tokenizer's vocabulary and length."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def save_random_vgg(path: Path) -> None:
