@@ -121,7 +121,11 @@ class Ema:
     def update(self, network: nn.Module, step: int) -> None:
         """Moves towards `network`; short-sighted at first, so that the initial weights do not linger."""
         decay = ema_decay(step, self.decay)
-        averages, current = _local(self.module), _local(network)
+        # Frozen weights, beside low-rank adapters, are in both already.
+        trained = [
+            (a, p) for a, p in zip(self.module.parameters(), network.parameters(), strict=True) if p.requires_grad
+        ]
+        averages, current = ([_local(p) for p in column] for column in zip(*trained, strict=True))
         torch._foreach_lerp_(averages, current, 1 - decay)
 
 
@@ -130,10 +134,10 @@ def ema_decay(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def _local(module: nn.Module) -> list[Tensor]:
-    """The parameters, or this rank's shards of them."""
-    parameters = (p.detach() for p in module.parameters())
-    return [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+def _local(parameter: nn.Parameter) -> Tensor:
+    """A parameter's values, or this rank's shard of them."""
+    values = parameter.detach()
+    return values.to_local() if isinstance(values, DTensor) else values
 
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
