@@ -17,7 +17,7 @@ from dmdctl.quiet import quiet_libraries
 UPDATES, EVERY = 4, 2
 MICRO_BATCH = 2
 PAIRS, SOLVER_STEPS = 8, 3
-SAMPLES = 32
+SAMPLES, BATCH = 32, 8
 RESOLUTION = 32
 """What text-to-image teachers' images and the builtin pictures are compared at."""
 EMOJI, CLIP = {"uri": "builtin://emoji"}, {"uri": "builtin://emoji-clip"}
@@ -96,5 +96,5 @@ def _shorten(manifest: DMDDistillation, spec: dict[str, Any]) -> None:
     if "regression" in spec["method"]:
         regression = spec["method"]["regression"]
         regression |= {"pairs": PAIRS, "solverSteps": min(SOLVER_STEPS, regression["solverSteps"])}
-    spec["evaluation"] |= {"samples": SAMPLES, "every": EVERY, "batchSize": SAMPLES}
+    spec["evaluation"] |= {"samples": SAMPLES, "every": EVERY, "batchSize": BATCH}
     spec["workers"] = {"nodes": 1, "processesPerNode": processes}

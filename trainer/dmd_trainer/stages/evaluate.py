@@ -32,7 +32,7 @@ from dmd_trainer.stages.inputs import evaluation_conditions, read_teacher, train
 from dmd_trainer.teachers import Teacher
 
 REPORT = "report.json"
-TIMED_BATCH = 64
+TIMED_BATCH, TIMED_ROUNDS = 64, 3
 PICTURE_COLUMNS = 16
 
 
@@ -203,8 +203,9 @@ def _network_of(sampler: Sampler, teacher: Teacher) -> nn.Module:
 def _cost(
     context: StageContext, sampler: Sampler, network: nn.Module, teacher: Teacher, conditions: Conditions
 ) -> tuple[float, float]:
-    """Network evaluations an image, counted, and seconds an image: the median of five batches of 64."""
-    draws = Draws(context.manifest.spec.training.seed, "timing", 0, range(TIMED_BATCH))
+    """Network evaluations an image, counted, and seconds an image: the median of the timed rounds."""
+    batch = min(TIMED_BATCH, context.manifest.spec.evaluation.batch_size)  # which fits the device
+    draws = Draws(context.manifest.spec.training.seed, "timing", 0, range(batch))
     condition = conditions.embed(conditions.draw(draws), context.device)
     noise = draws.normal(teacher.sample_shape).to(context.device)
     evaluated = 0
@@ -217,13 +218,14 @@ def _cost(
     sampler(noise, condition)
     handle.remove()
     times = []
-    for _ in range(5):
+    for _ in range(TIMED_ROUNDS):
+        context.raise_if_stopped()
         _synchronize(context)
         started = time.perf_counter()
         sampler(noise, condition)
         _synchronize(context)
         times.append(time.perf_counter() - started)
-    return evaluated / TIMED_BATCH, statistics.median(times) / TIMED_BATCH
+    return evaluated / batch, statistics.median(times) / batch
 
 
 def _synchronize(context: StageContext) -> None:
@@ -242,10 +244,11 @@ def _pictures(
     """Grids of both, the picture of the training, and its curves: to storage and to the tracker."""
     context.progress.update(activity="drawing pictures")
     history = json.loads(context.storage.read(HISTORY))
+    of_teacher = grid_samples(context, teacher, conditions, solver)
     grids: dict[str, Callable[[], Any]] = {
-        "samples/teacher.png": lambda: image_grid(grid_samples(context, teacher, conditions, solver)),
+        "samples/teacher.png": lambda: image_grid(of_teacher),
         "samples/generator.png": lambda: image_grid(grid_samples(context, teacher, conditions, generator)),
-        "samples/training.png": lambda: _training_picture(context, teacher, conditions, solver, report),
+        "samples/training.png": lambda: _training_picture(context, of_teacher[:PICTURE_COLUMNS], report),
         "samples/curves.png": lambda: curves_picture(history["losses"], history["evaluations"], report.fid.teacher),
     }
     for key, draw in grids.items():
@@ -255,10 +258,8 @@ def _pictures(
             context.tracker.log_artifact(content, f"pictures/{Path(key).name}")
 
 
-def _training_picture(
-    context: StageContext, teacher: Teacher, conditions: Conditions, solver: Sampler, report: Report
-) -> Any:
-    """The teacher on top; below, the generator at the start, at four steps spread evenly in log, and at the end."""
+def _training_picture(context: StageContext, of_teacher: Tensor, report: Report) -> Any:
+    """The teacher's images [N, C, H, W] on top; below, the generator from start to end, evenly in the steps' log."""
     kept = {
         int(Path(key).stem.removeprefix("step-")): key
         for key in context.storage.list("samples/step-")
@@ -269,13 +270,12 @@ def _training_picture(
         min(steps, key=lambda step: abs(step - steps[-1] / divisor)) for divisor in (16, 8, 4, 2)
     }
     rows = {step: load(context.storage.read(kept[step]))["images"][:PICTURE_COLUMNS] for step in sorted(wanted)}
-    images = grid_samples(context, teacher, conditions, solver)[:PICTURE_COLUMNS]
     teacher_nfe, nfe = report.network_evaluations.teacher, report.network_evaluations.generator
     title = (
         f"{report.name}: teacher ({teacher_nfe:.0f} network evaluations, FID {report.fid.teacher:.3g}) and "
         f"one-step generator ({nfe:.0f}, FID {report.fid.generator:.3g})"
     )
-    return training_picture(images, rows, title)
+    return training_picture(of_teacher, rows, title)
 
 
 def _register(
