@@ -182,7 +182,11 @@ class Method(Model):
     lora: Lora | None = Field(None, description="Trains low-rank adapters of the generator, and exports them too.")
     regression: Regression | None = Field(None, description="The regression on ODE pairs; DMD needs it.")
     fake_score_updates: int = Field(
-        1, ge=1, le=100, description="Updates of the fake score per generator update (DMD2's two time scales: 5 to 10)."
+        1,
+        ge=0,
+        le=100,
+        description="Updates of the fake score per generator update (DMD2's two time scales: 5 to 10). 0: no fake "
+        "score, the generator learns by the regression alone.",
     )
     gan: Gan | None = Field(None, description="DMD2's GAN term; needs data.images.")
 

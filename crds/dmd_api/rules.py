@@ -81,6 +81,23 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.method.regression is None or s.method.generator_steps == 1,
     ),
     Rule(
+        "method.fakeScoreUpdates",
+        "0 leaves the regression alone; set method.name to DMD, method.regression.weight above 0, and leave "
+        "method.initFrom.fakeScore out",
+        "self.method.fakeScoreUpdates > 0 || (self.method.name == 'DMD' && has(self.method.regression) && "
+        "self.method.regression.weight > 0.0 && "
+        "!(has(self.method.initFrom) && has(self.method.initFrom.fakeScore)))",
+        lambda s: (
+            s.method.fake_score_updates > 0
+            or (
+                s.method.name == "DMD"
+                and s.method.regression is not None
+                and s.method.regression.weight > 0
+                and (s.method.init_from is None or s.method.init_from.fake_score is None)
+            )
+        ),
+    ),
+    Rule(
         "method.regression.features",
         "LPIPS needs its backbone's weights; give method.regression.features.uri, or set loss to L2",
         "!has(self.method.regression) || self.method.regression.loss != 'LPIPS' || "

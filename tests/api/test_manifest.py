@@ -79,6 +79,11 @@ def test_a_bad_field_is_named_with_its_remedy(path: str, value: object, line: st
         ("spec.method.gan", {}, "spec.method.gan: the GAN term belongs to DMD2"),
         ("spec.method", {"name": "DMD2", "gan": {}}, "spec.data.images: DMD2's GAN term reads real images"),
         ("spec.method.generatorSteps", 4, "spec.method.generatorSteps: several steps belong to DMD2"),
+        (
+            "spec.method",
+            {"name": "DMD2", "fakeScoreUpdates": 0},
+            "spec.method.fakeScoreUpdates: 0 leaves the regression",
+        ),
         ("spec.method.regression.loss", "LPIPS", "spec.method.regression.features: LPIPS needs its backbone's weights"),
         ("spec.data.prompts", {"uri": "s3://a/b"}, "spec.data: prompts and classLabels exclude each other"),
         ("spec.training.warmupSteps", 12, "spec.training.warmupSteps: must be less than training.generatorUpdates"),

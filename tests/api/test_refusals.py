@@ -28,6 +28,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "method.gan": changed("spec.method.gan", {}),
     "data.images": changed("spec.method", {"name": "DMD2", "gan": {}}),
     "method.generatorSteps": changed("spec.method.generatorSteps", 4),
+    "method.fakeScoreUpdates": changed("spec.method", {"name": "DMD2", "fakeScoreUpdates": 0}),
     "method.regression.features": changed("spec.method.regression.loss", "LPIPS"),
     "method.lora": changed("spec.method.lora", {"rank": 4}),
     "data: ": changed("spec.data.prompts", {"uri": "s3://a/b"}),

@@ -119,6 +119,9 @@ def test_time_is_operations_over_what_the_gpus_do() -> None:
     assert seconds[Stage.PREPARE] == pytest.approx(24 * 5 * 10 / (UTILISATION * 1000))
     expected = (work.forward[Stage.DISTILL] + 3 * work.backward[Stage.DISTILL]) * 10 / (UTILISATION * 1000 * 2)
     assert seconds[Stage.DISTILL] == pytest.approx(expected)
+    alone = count_work(manifest_of(method={**regression, "fakeScoreUpdates": 0}))
+    assert alone.backward[Stage.DISTILL] == 12 * 8  # the generator's pass over the pairs
+    assert work.forward[Stage.DISTILL] - alone.forward[Stage.DISTILL] == 12 * 8 * 2  # teacher and fake score
 
 
 def test_several_steps_and_the_gan_are_work_too() -> None:

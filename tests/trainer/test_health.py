@@ -23,7 +23,7 @@ from dmd_trainer.denoiser import Condition
 from dmd_trainer.distillation import Distillation
 from dmd_trainer.fetch import local_path
 from dmd_trainer.generator import Generator
-from dmd_trainer.health import LASTING, RULES, WELL_AFTER, Health
+from dmd_trainer.health import LASTING, RULES, WELL_AFTER, WINDOW, Health
 from dmd_trainer.health_probe import HealthProbe
 from dmd_trainer.losses import l2_regression_loss
 from dmd_trainer.pairs import Pairs, make_shard, shard_indices
@@ -114,6 +114,16 @@ def test_fields_that_the_manifest_does_not_have_are_not_named() -> None:
     assert "lower spec.method.gan.generatorWeight" in warning
     assert "regression" not in warning
     assert fed(started(change=gan), *[{"regression_error": 9.0}] * 3) == [], "nothing is regressed"
+
+
+def test_regression_alone_is_not_judged_by_a_fake_score() -> None:
+    def alone(content: dict[str, Any]) -> None:
+        content["method"]["fakeScoreUpdates"] = 0
+
+    health = started(change=alone)
+    assert not fed(health, *[{"fake_score_loss": 9.0, "score_difference": 0.0}] * WINDOW)
+    (warning,) = fed(health, *[{"contrast": 0.1}] * WINDOW)
+    assert warning.endswith("(contrast); lower spec.training.learningRate")
 
 
 def test_a_warning_lasts_until_its_measure_has_been_well_for_long() -> None:

@@ -21,6 +21,7 @@ from dmd_trainer.teachers import load_teacher
 from tests.conftest import MANIFEST
 
 REGRESSION = {"name": "DMD", "regression": {"pairs": 4}}
+ALONE = {**REGRESSION, "fakeScoreUpdates": 0}
 GAN = {"name": "DMD2", "gan": {}, "fakeScoreUpdates": 2}
 PUBLISHED = {
     "sd15": 859.52,
@@ -88,6 +89,7 @@ class RealImages(Rows):
     [
         (REGRESSION, "fp32", False, 2),
         (REGRESSION, "bf16", True, 8),
+        (ALONE, "fp32", False, 8),
         (GAN, "fp32", True, 8),
         (GAN, "bf16", False, 8),
         (GAN, "bf16", False, 2),

@@ -1,5 +1,6 @@
-"""The regression losses."""
+"""The regression losses, and a generator that learns by regression alone."""
 
+import json
 from pathlib import Path
 
 import lpips
@@ -8,9 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from dmd_api.errors import BadInputError
+from dmd_api.loading import parse_manifest
 from dmd_api.manifest import Location, Regression
 from dmd_trainer.autoencoder import Pixels
+from dmd_trainer.distillation import Distillation
+from dmd_trainer.losses import l2_regression_loss
 from dmd_trainer.regression import regression_loss
+from dmd_trainer.teachers import load_teacher
+from tests.conftest import MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +67,57 @@ def test_weights_that_are_none_are_refused(content: bytes | None, tmp_path: Path
     regression = Regression(pairs=1, loss="LPIPS", features=Location(uri=path.as_uri()))
     with pytest.raises(BadInputError, match=r"spec\.method\.regression\.features\.uri"):
         regression_loss(regression, tmp_path, torch.device("cpu"), Pixels())
+
+
+class OnePair:
+    """The same noise and image at every index."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.noise, self.image = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return 1
+
+    def at(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        count = len(indices)
+        labels = {"class_labels": torch.full((count,), 3)}
+        return self.noise.expand(count, -1, -1, -1), self.image.expand(count, -1, -1, -1), labels
+
+
+def test_without_a_fake_score_a_step_is_adamw_on_the_regression(tiny_teacher: Path) -> None:
+    content = json.loads(json.dumps(MANIFEST))
+    content["spec"]["method"]["fakeScoreUpdates"] = 0
+    content["spec"]["method"]["regression"]["weight"] = 2.0
+    content["spec"]["training"] |= {
+        "warmupSteps": 0,
+        "microBatchSize": 2,
+        "learningRate": 1e-3,
+        "learningRateSchedule": "constant",
+    }
+    training = parse_manifest(content).spec.training
+    teacher = load_teacher(tiny_teacher)
+    pair = OnePair(teacher.sample_shape)
+    made = Distillation(teacher, parse_manifest(content).spec, teacher.conditions(10), pair, l2_regression_loss)  # type: ignore[arg-type]
+
+    network = teacher.trainable_network()
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, betas=training.betas, weight_decay=training.weight_decay)
+    denoiser = teacher.denoiser.with_network(network)
+    highest = torch.tensor([made.generator.timesteps[0]])
+    for _ in range(3):
+        level = teacher.denoiser.schedule.at(highest)
+        x = denoiser(pair.noise * float(level.sigma), level, {"class_labels": torch.tensor([3])})
+        loss = (x - pair.image).square().mean()
+        optimizer.zero_grad()
+        (2 * loss).backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), training.gradient_clip_norm or float("inf"))
+        optimizer.step()
+        report = made.step()
+        assert report.losses.keys() == {"regression"}
+        assert report.losses["regression"] == pytest.approx(loss.item(), rel=1e-4)
+        assert report.gradient_norms == {"generator": pytest.approx(float(norm), rel=1e-3)}
+    for one, other in zip(made.generator_network.module.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=2e-4)
+    state = made.state()
+    assert state.keys() == {"generator", "ema"}
+    made.load_state(state, 3)
+    assert made.fake_score_weights() == {}

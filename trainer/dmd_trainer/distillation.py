@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 
 from dmd_api.manifest import Spec, Training
 from dmd_trainer.conditions import Conditions
-from dmd_trainer.denoiser import Condition
+from dmd_trainer.denoiser import Condition, Denoiser
 from dmd_trainer.distributed import local_slice
 from dmd_trainer.gan import FakeScore, discriminator_loss, generator_loss
 from dmd_trainer.generator import Generator, generator_timesteps
@@ -64,7 +64,7 @@ class StepReport:
 
     Attributes:
         losses: by name: `distribution_matching`, `regression` (with pairs), `fake_score`, and with a GAN term
-            `gan_generator` and `gan_discriminator`.
+            `gan_generator` and `gan_discriminator`; `regression` alone without a fake score.
         gradient_norms: before clipping: `generator`, `fake_score`.
         learning_rates: `generator`, `fake_score`.
         seconds: this rank's time: `generator_update`, `fake_score_updates`.
@@ -112,6 +112,8 @@ class Distillation:
         world_size: how many share the batch.
         real_images: for the GAN term.
         initial: weights to start from instead of the teacher's.
+
+    With `method.fakeScoreUpdates` 0 there is no fake score, and the generator learns by the regression alone.
     """
 
     def __init__(
@@ -141,14 +143,8 @@ class Distillation:
             if method.lora is not None:
                 with _seeded(training.seed):
                     add_lora(copy, method.lora)
-        with _seeded(training.seed):
-            fake_score = FakeScore(teacher.trainable_network(), gan=method.gan is not None)
-        load_initial_weights(fake_score, initial.fake_score, "fakeScore")
-        own = training.fake_score
         self.generator_network = TrainedNetwork("generator", network, training, training.learning_rate, training.betas)
-        self.fake_score_network = TrainedNetwork(
-            "fake score", fake_score, training, own.learning_rate or training.learning_rate, own.betas or training.betas
-        )
+        self.fake_score_network = self._fake_score_network(initial) if method.fake_score_updates else None
         self.ema = Ema(average, training)
         shard(teacher.denoiser.network, training)  # after the copies: shards cannot be copied
 
@@ -157,7 +153,9 @@ class Distillation:
         denoiser = teacher.denoiser.with_network(network, autocast)
         self.generator = Generator(denoiser, timesteps)
         self.ema_generator = Generator(denoiser.with_network(average, autocast), timesteps)
-        self.mu_fake = denoiser.with_network(fake_score, autocast)
+        self.mu_fake: Denoiser | None = None
+        if self.fake_score_network is not None:
+            self.mu_fake = denoiser.with_network(self.fake_score_network.module, autocast)
 
         # A batch's samples are numbered globally; this rank works on its own part, in micro-batches.
         indices = local_slice(training.batch_size, rank, world_size)
@@ -165,6 +163,15 @@ class Distillation:
         self.micro_batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         self.local_batch = len(indices)
         self.step_count = 0
+
+    def _fake_score_network(self, initial: InitialWeights) -> TrainedNetwork:
+        with _seeded(self.training.seed):
+            network = FakeScore(self.teacher.trainable_network(), gan=self.gan is not None)
+        load_initial_weights(network, initial.fake_score, "fakeScore")
+        own, training = self.training.fake_score, self.training
+        return TrainedNetwork(
+            "fake score", network, training, own.learning_rate or training.learning_rate, own.betas or training.betas
+        )
 
     def step(self, stop_requested: bool = False) -> StepReport:
         """One generator update and the fake score's updates that follow it.
@@ -183,22 +190,22 @@ class Distillation:
         stop = losses.pop("stop") > 0
         timer.lap("generator_update")
 
+        norms, rates = {"generator": generator_norm}, {"generator": factor * self.generator_network.learning_rate}
         updates = self.method.fake_score_updates
         for update in range(updates):
             batches = generated if update == 0 else self._fresh_images(step, update)
-            found, fake_score_norm = self._update_fake_score(step, update, factor, batches)
+            found, norms["fake_score"] = self._update_fake_score(step, update, factor, batches)
             for name, value in found.items():
                 losses[name] = losses.get(name, 0.0) + value / updates
-        timer.lap("fake_score_updates")
+        if self.fake_score_network is not None:
+            rates["fake_score"] = factor * self.fake_score_network.learning_rate
+            timer.lap("fake_score_updates")
 
         self.step_count += 1
         return StepReport(
             losses=losses,
-            gradient_norms={"generator": generator_norm, "fake_score": fake_score_norm},
-            learning_rates={
-                "generator": factor * self.generator_network.learning_rate,
-                "fake_score": factor * self.fake_score_network.learning_rate,
-            },
+            gradient_norms=norms,
+            learning_rates=rates,
             seconds=timer.seconds,
             stop=stop,
         )
@@ -207,55 +214,77 @@ class Distillation:
         self, step: int, factor: float, stop: float
     ) -> tuple[dict[str, float], float, list[Generated]]:
         """One update of the generator and its EMA; returns losses, gradient norm, and images with their conditions."""
-        schedule = self.teacher.denoiser.schedule
         totals: dict[str, Tensor] = {}
         images: list[Generated] = []
+        weights = {"distribution_matching": 1.0, "regression": self.regression_weight(step)}
+        if self.gan is not None:
+            weights["gan_generator"] = self.gan.generator_weight
         number = self._generator_step("generator update", step)
         self.generator_network.zero_grad()
         # The GAN term's gradients pass through the fake score; its own weights' would be thrown away.
-        self.fake_score_network.requires_grad(False)
+        if self.fake_score_network is not None:
+            self.fake_score_network.requires_grad(False)
         for indices in self.micro_batches:
             draws = Draws(self.training.seed, "generator update", step, indices)
-            condition, noise = self._draw_inputs(draws)
-            index = draws.integers(*middle_indices(len(schedule)))
-            eps = self._normal(draws)
-
-            with torch.no_grad():
-                x_in = self.generator.input(noise, condition, number)
-            # One call for both losses: a generator pass over twice the batch costs less than two passes.
-            if self.pairs is not None:
-                pair_noise, reference, drawn = self.pairs.at(draws.integers(0, len(self.pairs)))
-                pair_condition = self.conditions.embed(drawn, self.device)
-                both = {key: torch.cat([value, pair_condition[key]]) for key, value in condition.items()}
-                x_pairs_in = self.generator.input(pair_noise.to(noise), pair_condition, 0)
-                x, x_pairs = self.generator.step(torch.cat([x_in, x_pairs_in]), both, number).chunk(2)
+            if self.mu_fake is None:
+                losses = {"regression": self._regression_alone(draws)}
             else:
-                x = self.generator.step(x_in, condition, number)
-
-            level = schedule.at(index.to(self.device))
-            with torch.no_grad():
-                x_t = add_noise(x, eps, level)
-                mu_real, mu_fake = self.mu_real(x_t, level, condition), self.mu_fake(x_t, level, condition)
-                gradient = distribution_matching_gradient(x, mu_real, mu_fake, level)
-            losses = {"distribution_matching": distribution_matching_loss(x, gradient)}
-            loss = losses["distribution_matching"]
-            if self.pairs is not None:
-                losses["regression"] = self.regression_loss(x_pairs, reference.to(x))
-                loss = loss + self.regression_weight(step) * losses["regression"]
-            if self.gan is not None:
-                losses["gan_generator"] = generator_loss(self._classify(x, condition, draws))
-                loss = loss + self.gan.generator_weight * losses["gan_generator"]
+                losses, generated = self._generator_losses(self.mu_fake, draws, number)
+                images.append(generated)
             share = len(indices) / self.local_batch
             set_gradient_sync(self.generator_network.module, indices is self.micro_batches[-1])
-            (loss * share).backward()
+            (share * torch.stack([weights[name] * value for name, value in losses.items()]).sum()).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
-            images.append(Generated(x.detach(), condition))
 
-        self.fake_score_network.requires_grad(True)
+        if self.fake_score_network is not None:
+            self.fake_score_network.requires_grad(True)
         averaged, norm = self.generator_network.update(factor, {**totals, "stop": stop}, step)
         self.ema.update(self.generator_network.module, step)
         return averaged, norm, images
+
+    def _generator_losses(self, mu_fake: Denoiser, draws: Draws, number: int) -> tuple[dict[str, Tensor], Generated]:
+        """What the generator learns from in its step `number`, and the images that the fake score learns from next."""
+        schedule = self.teacher.denoiser.schedule
+        condition, noise = self._draw_inputs(draws)
+        index = draws.integers(*middle_indices(len(schedule)))
+        eps = self._normal(draws)
+
+        with torch.no_grad():
+            x_in = self.generator.input(noise, condition, number)
+        # One call for both losses: a generator pass over twice the batch costs less than two passes.
+        if self.pairs is not None:
+            x_pairs_in, reference, pair_condition = self._draw_pairs(self.pairs, draws)
+            both = {key: torch.cat([value, pair_condition[key]]) for key, value in condition.items()}
+            x, x_pairs = self.generator.step(torch.cat([x_in, x_pairs_in]), both, number).chunk(2)
+        else:
+            x = self.generator.step(x_in, condition, number)
+
+        level = schedule.at(index.to(self.device))
+        with torch.no_grad():
+            x_t = add_noise(x, eps, level)
+            gradient = distribution_matching_gradient(
+                x, self.mu_real(x_t, level, condition), mu_fake(x_t, level, condition), level
+            )
+        losses = {"distribution_matching": distribution_matching_loss(x, gradient)}
+        if self.pairs is not None:
+            losses["regression"] = self.regression_loss(x_pairs, reference.to(x))
+        if self.gan is not None:
+            losses["gan_generator"] = generator_loss(self._classify(mu_fake, x, condition, draws))
+        return losses, Generated(x.detach(), condition)
+
+    def _regression_alone(self, draws: Draws) -> Tensor:
+        """The regression loss, where there is no fake score to match distributions with."""
+        assert self.pairs is not None, "the manifest's own rules ask for them"
+        x_in, reference, condition = self._draw_pairs(self.pairs, draws)
+        x = self.generator.step(x_in, condition, 0)
+        return self.regression_loss(x, reference.to(x))
+
+    def _draw_pairs(self, pairs: Pairs, draws: Draws) -> tuple[Tensor, Tensor, Condition]:
+        """The generator's inputs, the teacher's images of the same noise, and the conditions of some of the pairs."""
+        noise, reference, drawn = pairs.at(draws.integers(0, len(pairs)))
+        condition = self.conditions.embed(drawn, self.device)
+        return self.generator.input(noise.to(self.device, self.dtype), condition, 0), reference, condition
 
     @torch.no_grad()
     def _fresh_images(self, step: int, update: int) -> Iterable[Generated]:
@@ -271,34 +300,37 @@ class Distillation:
         self, step: int, update: int, factor: float, batches: Iterable[Generated]
     ) -> tuple[dict[str, float], float]:
         """One update of the fake score on generated images, and of the GAN's head; returns losses and gradient norm."""
-        schedule = self.teacher.denoiser.schedule
-        self.fake_score_network.zero_grad()
+        network, mu_fake, schedule = self.fake_score_network, self.mu_fake, self.teacher.denoiser.schedule
+        assert network is not None, "it has updates"
+        assert mu_fake is not None
+        network.zero_grad()
         totals: dict[str, Tensor] = {}
         for part, (indices, (images, condition)) in enumerate(zip(self.micro_batches, batches, strict=True)):
             draws = Draws(self.training.seed, f"fake score update {update}", step, indices)
             level = schedule.at(draws.integers(0, len(schedule)).to(self.device))
             eps = self._normal(draws)
-            losses = {"fake_score": denoising_loss(self.mu_fake, images, eps, level, condition)}
+            losses = {"fake_score": denoising_loss(mu_fake, images, eps, level, condition)}
             loss = losses["fake_score"]
             if self.gan is not None:
                 real, real_condition = self._real_images((step, update, part), condition)
                 losses["gan_discriminator"] = discriminator_loss(
-                    self._classify(real, real_condition, draws), self._classify(images, condition, draws)
+                    self._classify(mu_fake, real, real_condition, draws),
+                    self._classify(mu_fake, images, condition, draws),
                 )
                 loss = loss + self.gan.guidance_weight * losses["gan_discriminator"]
             share = len(indices) / self.local_batch
-            set_gradient_sync(self.fake_score_network.module, indices is self.micro_batches[-1])
+            set_gradient_sync(network.module, indices is self.micro_batches[-1])
             (loss * share).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
-        return self.fake_score_network.update(factor, totals, step)
+        return network.update(factor, totals, step)
 
-    def _classify(self, x: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    def _classify(self, mu_fake: Denoiser, x: Tensor, condition: Condition, draws: Draws) -> Tensor:
         """The GAN head's logits [B] of images noised to a random level of all (arXiv 2405.14867, section 4.3)."""
         schedule = self.teacher.denoiser.schedule
         level: NoiseLevel = schedule.at(draws.integers(0, len(schedule)).to(self.device))
         x_t = add_noise(x, self._normal(draws), level)
-        return self.mu_fake.call_network(x_t, level, condition, classify=True).to(x.dtype)
+        return mu_fake.call_network(x_t, level, condition, classify=True).to(x.dtype)
 
     def _real_images(self, place: tuple[int, int, int], condition: Condition) -> tuple[Tensor, Condition]:
         """As many real images as the batch has, and their conditions: their labels, or else the generated images'.
@@ -349,21 +381,21 @@ class Distillation:
         return whole_weights(self.ema.module)
 
     def fake_score_weights(self) -> dict[str, Tensor]:
-        """The fake score's weights and its head's, as `ema_weights`."""
-        return whole_weights(self.fake_score_network.module)
+        """The fake score's weights and its head's, as `ema_weights`; empty without one."""
+        return {} if self.fake_score_network is None else whole_weights(self.fake_score_network.module)
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint must hold, as nested dictionaries of tensors."""
-        return {
-            "generator": self.generator_network.state(),
-            "fake_score": self.fake_score_network.state(),
-            "ema": get_model_state_dict(self.ema.module),
-        }
+        state = {"generator": self.generator_network.state(), "ema": get_model_state_dict(self.ema.module)}
+        if self.fake_score_network is not None:
+            state["fake_score"] = self.fake_score_network.state()
+        return state
 
     def load_state(self, state: dict[str, Any], step: int) -> None:
         """Takes up `state`, as `state()` gave it after `step` steps."""
         self.generator_network.load_state(state["generator"])
-        self.fake_score_network.load_state(state["fake_score"])
+        if self.fake_score_network is not None:
+            self.fake_score_network.load_state(state["fake_score"])
         set_model_state_dict(self.ema.module, state["ema"])
         self.step_count = step
 

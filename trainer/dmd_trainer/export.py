@@ -43,7 +43,7 @@ class CardFacts:
     Attributes:
         name: the run's.
         teacher: the teacher's URI.
-        method: DMD or DMD2.
+        method: what its kind of training is called.
         manifest_hash: of the run.
         fid: the generator's and its teacher's, as text.
     """
@@ -241,8 +241,8 @@ tags: [one-step, distilled, dmd]
 ---
 # {facts.name}
 
-A {kind} generator, distilled from `{facts.teacher}` with {facts.method} (Distribution Matching Distillation,
-arXiv 2311.18828) by dmd-operator. {evaluations} an image.
+A {kind} generator, distilled from `{facts.teacher}` with {facts.method} by dmd-operator.
+{evaluations} an image.
 
 ```python
 from diffusers import {pipeline}

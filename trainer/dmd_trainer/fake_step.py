@@ -73,6 +73,7 @@ class StepShape:
         pairs: the generator passes as many noises of ODE pairs beside.
         lpips: and they are compared by LPIPS, decoded where there is a VAE.
         gan: a head on the fake score's bottleneck tells real and generated samples apart.
+        matching: there is a fake score to match distributions with; otherwise the regression on pairs is all.
         bf16: the networks run under autocast.
         teacher_bf16: the teacher does, since its weights are of 16 or 8 bits.
         gathered: weights are gathered in the dtype of the computation (FSDP), so that no casts of them are kept.
@@ -86,6 +87,7 @@ class StepShape:
     pairs: bool = False
     lpips: bool = False
     gan: bool = False
+    matching: bool = True
     bf16: bool = False
     teacher_bf16: bool = False
     gathered: bool = False
@@ -113,8 +115,11 @@ def measure_activations(architecture: Architecture, shape: StepShape) -> int:
     with FakeTensorMode():
         step.fill()
         with step.live:
-            step.update_generator()
-            step.update_fake_score()
+            if shape.matching:
+                step.update_generator()
+                step.update_fake_score()
+            else:
+                step.regress()
     return step.live.peak
 
 
@@ -198,6 +203,11 @@ class _Step:
         if pairs is not None:
             loss = loss + self._regression(pairs, torch.empty_like(pairs))
         torch.autograd.backward([loss])
+
+    def regress(self) -> None:
+        """The generator's only pass and its backward pass, where the regression is all."""
+        x = self._denoise(self.generator, self._samples(self.shape.micro_batch))
+        torch.autograd.backward([self._regression(x, torch.empty_like(x))])
 
     def update_fake_score(self) -> None:
         """The denoising loss on generated samples, and the GAN head's on both kinds."""

@@ -102,6 +102,7 @@ RULES = (
     Rule("generator_gradient_norm", _unusual(10.0), "the generator's gradients are exploding"),
     Rule("fake_score_gradient_norm", _unusual(10.0), "the fake score's gradients are exploding"),
 )
+OF_FAKE_SCORE = {"fake_score_loss", "score_difference", "fake_score_gradient_norm"}
 
 
 class Health:
@@ -112,7 +113,9 @@ class Health:
     """
 
     def __init__(self, spec: Spec) -> None:
-        self._rules = [rule for rule in RULES if rule.measure != "regression_error" or spec.method.regression]
+        absent = set() if spec.method.regression else {"regression_error"}
+        absent |= set() if spec.method.fake_score_updates else OF_FAKE_SCORE
+        self._rules = [rule for rule in RULES if rule.measure not in absent]
         self._remedies = {rule.measure: _remedy(rule.measure, spec) for rule in self._rules}
         self._warmup = spec.training.warmup_steps
         self._start: dict[str, float] = {}
@@ -170,7 +173,7 @@ class Health:
 def _remedy(measure: str, spec: Spec) -> str:
     """The fields to change, the likeliest first; those that the manifest has."""
     rate = "lower spec.training.learningRate"
-    keep_up = f"raise spec.method.fakeScoreUpdates or {rate}"
+    keep_up = f"raise spec.method.fakeScoreUpdates or {rate}" if spec.method.fake_score_updates else rate
     if measure == "guidance_contrast":
         return "lower spec.teacher.guidanceScale"
     if measure == "score_difference":
@@ -186,6 +189,7 @@ def _remedy(measure: str, spec: Spec) -> str:
         remedies.append("lower spec.teacher.guidanceScale")
     if spec.method.gan is not None:
         remedies.append("lower spec.method.gan.generatorWeight")
-    if measure in {"diversity", "regression_error"} and spec.method.regression is not None:
+    beside_matching = spec.method.regression is not None and spec.method.fake_score_updates > 0
+    if measure in {"diversity", "regression_error"} and beside_matching:
         remedies.append("raise spec.method.regression.weight")
     return "; or ".join([*remedies, keep_up])

@@ -102,14 +102,16 @@ class HealthProbe:
         self._own_loss = float(_average(torch.cat(own).mean()))
 
     @torch.no_grad()
-    def measure(self, generator: Generator, mu_fake: Denoiser) -> dict[str, float]:
+    def measure(self, generator: Generator, mu_fake: Denoiser | None) -> dict[str, float]:
         """Measures, averaged over the ranks; every rank calls it and sees the same.
 
         Args:
             generator: the one in training, not its average: it is the first to fall.
-            mu_fake: the fake score.
+            mu_fake: the fake score; None in a run without one.
 
         Returns:
+            Those of the fake score are left out in a run without one.
+
             `fake_score_loss`: the fake score's denoising loss on the generator's images, over the teacher's on its own;
             `teacher_loss`: the teacher's loss on the generator's images, over that on its own: how foreign they are;
             `score_difference`: mean|mu_fake - mu_real| / mean|x - mu_real|; 0 for a fake score that has not moved;
@@ -126,7 +128,8 @@ class HealthProbe:
         for batch in self._batches:
             x = generator(batch.noise, batch.condition)
             mu_real, teacher_loss = self._denoise(self._teacher, batch, x)
-            mu_fake_x, fake_loss = self._denoise(mu_fake, batch, x)
+            # The teacher stands in for a fake score that is not there: every rank averages the same numbers.
+            mu_fake_x, fake_loss = self._denoise(mu_fake, batch, x) if mu_fake else (mu_real, teacher_loss)
             images.append(x)
             differences.append((mu_fake_x - mu_real).abs().flatten(1).mean(1))
             distances.append((x - mu_real).abs().flatten(1).mean(1))
@@ -147,10 +150,13 @@ class HealthProbe:
                 ]
             )
         ).tolist()
-        return {
+        of_fake_score = {
             "fake_score_loss": fake_loss / self._own_loss,
-            "teacher_loss": teacher_loss / self._own_loss,
             "score_difference": difference / max(far, torch.finfo(torch.float32).tiny),
+        }
+        return {
+            **(of_fake_score if mu_fake else {}),
+            "teacher_loss": teacher_loss / self._own_loss,
             "diversity": float(distance / self._distance),
             "saturation": beyond,
             "colour_drift": float(((mean - self._mean).abs() / self._std).max()),

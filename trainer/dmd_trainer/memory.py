@@ -34,7 +34,7 @@ class Sizes:
         largest_block: its largest part that is gathered at once where weights are sharded.
         generator: what is trained of the generator: all of it, or its adapters.
         adapters: the generator's low-rank adapters; 0 without them.
-        fake_score: the fake score with the GAN head.
+        fake_score: the fake score with the GAN head; 0 in a run without one.
         decoder: the VAE.
         encoders: the text encoders.
     """
@@ -54,7 +54,7 @@ class MemoryEstimate:
 
     Attributes:
         frozen: teacher, VAE, text encoders and LPIPS's network.
-        trained: generator and fake score in float32; their shards under FSDP.
+        trained: generator and fake score (where there is one) in float32; their shards under FSDP.
         gradients: of what is trained of them.
         optimizer: Adam's moments.
         ema: the generator's average.
@@ -84,7 +84,7 @@ def count_sizes(manifest: DMDDistillation, architecture: Architecture) -> Sizes:
     parameters = _count(network)
     sizes = [_count(block) for block in blocks(network)]
     with torch.device("meta"):
-        fake_score = _count(FakeScore(network, gan=method.gan is not None))
+        fake_score = _count(FakeScore(network, gan=method.gan is not None)) if method.fake_score_updates else 0
         if method.lora is not None:
             add_lora(network, method.lora)
     adapters = _count(network) - parameters
@@ -140,6 +140,7 @@ def step_shape(manifest: DMDDistillation, *, gpu: bool = True) -> StepShape:
         pairs=method.regression is not None,
         lpips=method.regression is not None and method.regression.loss == "LPIPS",
         gan=method.gan is not None,
+        matching=method.fake_score_updates > 0,
         bf16=training.precision == "bf16",
         teacher_bf16=spec.teacher.weights != "fp32",
         gathered=training.sharding == "FSDP" and manifest.world_size > 1,

@@ -79,7 +79,7 @@ class TrainedNetwork:
     def _clip(self, losses: Mapping[str, float], step: int) -> float:
         """Clips to `training.gradientClipNorm`; every rank sees the same averages and so decides alike."""
         limit = self.training.gradient_clip_norm
-        total = nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else math.inf)
+        total = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         bad = {key: value for key, value in {**losses, "gradient norm": norm}.items() if not math.isfinite(value)}
         exploded = {key: value for key, value in losses.items() if value > self.training.max_loss}
@@ -89,6 +89,8 @@ class TrainedNetwork:
                 f"step {step}: the {self.name}'s training diverged ({found}); the last checkpoint from before it is "
                 "kept. Lower spec.training.learningRate or set spec.training.gradientClipNorm"
             )
+        if limit is not None and norm > limit:
+            nn.utils.clip_grads_with_norm_(self.parameters, limit, total)
         return norm
 
     def state(self) -> dict[str, Any]:
