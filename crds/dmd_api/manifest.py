@@ -117,7 +117,8 @@ class Data(Model):
     images: Location | None = Field(
         None,
         description="Real images; only DMD2's GAN term reads them: a folder of image files, .parquet (column image), "
-        ".tar (webdataset), or .safetensors of latents; builtin://digits or builtin://emoji.",
+        ".tar (webdataset), or .safetensors of latents; builtin://digits or builtin://emoji. Where the teacher takes "
+        "text, it is told the captions that they come with.",
     )
 
 

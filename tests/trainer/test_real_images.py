@@ -21,9 +21,11 @@ from dmd_api.manifest import Location
 from dmd_trainer import real_images
 from dmd_trainer.digits import load_digits_images
 from dmd_trainer.emoji import load_emoji
+from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
 from dmd_trainer.real_images import RealImages, open_real_images
 from dmd_trainer.storage import FileStorage, open_storage
 from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.text_encoder import TextEncoder
 from dmdctl.local_runner import free_port
 from tests.servers import ACCESS_KEY, SECRET_KEY, start_s3
 from tests.trainer.test_storage import make_bucket
@@ -139,6 +141,65 @@ def test_latent_teachers_get_latents(tmp_path: Path) -> None:
     assert torch.equal(opened(tmp_path / "latents.safetensors", teacher).at(torch.tensor([0, 1]))[0], samples)
     save_file({"images": pixels.contiguous()}, tmp_path / "pixels.safetensors")
     assert torch.equal(opened(tmp_path / "pixels.safetensors", teacher).at(torch.tensor([0]))[0], samples[:1])
+
+
+def captioned_folder(root: Path) -> None:
+    lines = [json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}) for i in (1, 0)]
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    for i in range(3):
+        (root / f"{i}.png").write_bytes(png(i))
+
+
+def captioned_parquet(root: Path) -> None:
+    captions = ["picture 0", "picture 1", None]
+    pq.write_table(pa.table({"image": [png(i) for i in range(3)], "caption": captions}), root / "a.parquet")
+
+
+def captioned_tar(root: Path) -> None:
+    with tarfile.open(root / "a.tar", "w") as tar:
+        for name, content in [("0.png", png(0)), ("1.png", png(1)), ("2.png", png(2)), ("1.txt", b"picture 1\n")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        info = tarfile.TarInfo("0.txt")
+        info.size = len(b"picture 0")
+        tar.addfile(info, io.BytesIO(b"picture 0"))
+
+
+def captioned_latents(root: Path) -> None:
+    captions = json.dumps(["picture 0", "picture 1", ""])
+    save_file({"latents": torch.zeros(3, 4, 8, 8)}, root / "a.safetensors", {"captions": captions})
+
+
+@pytest.mark.parametrize("make", [captioned_folder, captioned_parquet, captioned_tar, captioned_latents])
+def test_a_picture_comes_with_its_own_caption(make: Callable[[Path], None], tmp_path: Path) -> None:
+    teacher = load_teacher(make_sd(tmp_path / "sd"))
+    root = tmp_path / "images"
+    root.mkdir()
+    make(root)
+    encoder = TextEncoder(teacher.directory, torch.device("cpu"), torch.float32)
+
+    def embed(captions: list[str]) -> PromptConditions:
+        assert captions == ["picture 0", "picture 1", ""]
+        shared = FileStorage(tmp_path / "shared")
+        return PromptConditions(embeddings=PromptEmbeddings(captions, "digest", shared, tmp_path, lambda: encoder))
+
+    location = Location(uri=root.as_uri())
+    images = open_real_images(location, teacher, tmp_path / "scratch", None, embed)
+    _, condition = images.at(torch.tensor([1, 2, 0, 1]))
+    expected = encoder.encode(["picture 1", "", "picture 0", "picture 1"])
+    assert condition.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(condition[key].float(), value.float(), rtol=2e-3, atol=2e-3)
+    assert open_real_images(location, teacher, tmp_path / "scratch").at(torch.tensor([1]))[1] == {}
+
+
+def test_captions_for_other_samples_are_refused(tmp_path: Path) -> None:
+    teacher = load_teacher(make_sd(tmp_path / "sd"))
+    path = tmp_path / "a.safetensors"
+    save_file({"latents": torch.zeros(3, 4, 8, 8)}, path, {"captions": json.dumps(["one"])})
+    with pytest.raises(BadInputError, match=r"a\.safetensors cannot be read \(it has 1 captions for 3 samples\)"):
+        open_real_images(Location(uri=path.as_uri()), teacher, tmp_path, None, lambda captions: pytest.fail("embedded"))
 
 
 def test_what_ships_with_the_trainer(tmp_path: Path, teacher: Teacher) -> None:

@@ -239,3 +239,5 @@ def test_every_family_is_distilled_through_all_stages(
     for stage in Stage:
         result = run_stage(stage, manifest, tmp_path)
         assert result.error is None, (stage, result.error, (tmp_path / f"{stage}-1.log").read_text()[-3000:])
+    # Of the prompts, and of the real images' captions for the GAN term.
+    assert len(list((tmp_path / "storage" / "cache").glob("prompts-*"))) == (2 if "gan" in method else 1)

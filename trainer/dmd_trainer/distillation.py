@@ -333,7 +333,8 @@ class Distillation:
         return mu_fake.call_network(x_t, level, condition, classify=True).to(x.dtype)
 
     def _real_images(self, place: tuple[int, int, int], condition: Condition) -> tuple[Tensor, Condition]:
-        """As many real images as the batch has, and their conditions: their labels, or else the generated images'.
+        """As many real images as the batch has, and their conditions: their own labels or captions, or else those of
+        the generated images.
 
         Args:
             place: step, update and micro-batch; the next one's images are fetched while this one's are computed with.

@@ -18,7 +18,7 @@ from functools import cache, cached_property
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
 from dmd_trainer.digits import load_digits_images
 from dmd_trainer.fetch import local_path
+from dmd_trainer.prompts import COLUMNS, PromptConditions
 from dmd_trainer.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -39,11 +40,15 @@ Row = tuple[Tensor, int | None] | None
 """A sample [C, H, W] and its label; None where it does not decode."""
 T = TypeVar("T")
 R = TypeVar("R")
+EmbedCaptions = Callable[[list[str]], PromptConditions]
+"""Captions -> their embeddings, made once they are asked for."""
 
 DIGITS, EMOJI = "builtin://digits", "builtin://emoji"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHARDS = (".parquet", ".tar", ".safetensors")
 LABEL_COLUMNS = ("label", "class", "class_labels")
+CAPTIONS = "metadata.jsonl"
+"""Hugging Face's name for what is known of a folder's pictures: lines of {"file_name": "a.png", "text": "a tree"}."""
 COUNTS = "sizes.json"
 """Webdataset's name for the number of samples of each shard: {"a.tar": 1000}; with it no shard is read to count."""
 ROWS_AT_ONCE = 64
@@ -109,6 +114,11 @@ class Shard(ABC):
     def labelled(self) -> bool:
         """Whether its entries have labels."""
 
+    @cached_property
+    def captions(self) -> list[str] | None:
+        """What its entries show, in words, "" where one has none; None where it has no captions."""
+        return None
+
     @abstractmethod
     def entry(self, index: int) -> Entry:
         """The entry at an index of its own."""
@@ -119,7 +129,7 @@ class Shard(ABC):
 
 
 class ParquetShard(Shard):
-    """A parquet file, column `image` (bytes, or Hugging Face's {bytes, path}) and maybe an integer column of labels.
+    """A parquet file: `image` (bytes, or Hugging Face's {bytes, path}), and maybe columns of labels and captions.
 
     Parquet has no access to single rows: on first use it is rewritten as an Arrow file, which is mapped.
     """
@@ -181,6 +191,19 @@ class ParquetShard(Shard):
         except (OSError, ValueError) as error:
             raise self.refuse(error) from error
 
+    @cached_property
+    def captions(self) -> list[str] | None:
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(self.files.fetch(self.key)) as source:
+                found = [name for name in COLUMNS if name in source.schema_arrow.names]
+                if not found:
+                    return None
+                return [str(value or "") for value in source.read(found[:1]).column(0).to_pylist()]
+        except (OSError, ValueError) as error:
+            raise self.refuse(error) from error
+
     def entry(self, index: int) -> Entry:
         import pyarrow as pa
 
@@ -193,14 +216,23 @@ class ParquetShard(Shard):
         return Entry(f"{self.key}, row {index}", image or b"", label)
 
 
+class _TarIndex(NamedTuple):
+    """Where a tar's pictures begin, how long they are, and what goes with them; sorted as the tar is."""
+
+    offsets: np.ndarray
+    sizes: np.ndarray
+    labels: list[int] | None
+    captions: list[str] | None
+
+
 class TarShard(Shard):
-    """A webdataset tar: files of one name without suffixes are a sample, of which the picture and `.cls` are read."""
+    """A webdataset tar: files of one name without suffixes are a sample: its picture, and maybe `.cls` and `.txt`."""
 
     @cached_property
-    def _index(self) -> tuple[np.ndarray, np.ndarray, list[int] | None]:
-        """Where the pictures begin, how long they are, and their labels; sorted as the tar is."""
+    def _index(self) -> _TarIndex:
         places: dict[str, tuple[int, int]] = {}
         labels: dict[str, int] = {}
+        captions: dict[str, str] = {}
         try:
             with tarfile.open(self.files.fetch(self.key)) as tar:
                 for member in tar:
@@ -213,6 +245,9 @@ class TarShard(Shard):
                     elif suffix == ".cls":
                         content = tar.extractfile(member)
                         labels[stem] = int(content.read()) if content else -1
+                    elif suffix == ".txt":
+                        content = tar.extractfile(member)
+                        captions[stem] = content.read().decode().strip() if content else ""
         except (OSError, ValueError, tarfile.TarError) as error:
             raise self.refuse(error) from error
         if not places:
@@ -220,17 +255,26 @@ class TarShard(Shard):
         offsets, sizes = np.array(list(places.values()), dtype=np.int64).T
         if labels and not places.keys() <= labels.keys():
             raise self.refuse(f"{next(iter(places.keys() - labels.keys()))} has no .cls, others have")
-        return offsets, sizes, [labels[stem] for stem in places] if labels else None
+        return _TarIndex(
+            offsets,
+            sizes,
+            [labels[stem] for stem in places] if labels else None,
+            [captions.get(stem, "") for stem in places] if captions else None,
+        )
 
     def count(self) -> int:
-        return len(self._index[0])
+        return len(self._index.offsets)
 
     @property
     def labelled(self) -> bool:
-        return self._index[2] is not None
+        return self._index.labels is not None
+
+    @cached_property
+    def captions(self) -> list[str] | None:
+        return self._index.captions
 
     def entry(self, index: int) -> Entry:
-        offsets, sizes, labels = self._index
+        offsets, sizes, labels, _ = self._index
         with self.files.fetch(self.key).open("rb") as file:
             file.seek(int(offsets[index]))
             content = file.read(int(sizes[index]))
@@ -238,7 +282,10 @@ class TarShard(Shard):
 
 
 class TensorShard(Shard):
-    """A safetensors file: `latents` or `images` [N, C, H, W], and maybe `class_labels` [N]."""
+    """A safetensors file: `latents` or `images` [N, C, H, W], maybe `class_labels` [N], and captions in its metadata.
+
+    The metadata's `captions` is a JSON list of N texts.
+    """
 
     @cached_property
     def _layout(self) -> tuple[str, int, bool]:
@@ -264,6 +311,20 @@ class TensorShard(Shard):
     def labelled(self) -> bool:
         return self._layout[2]
 
+    @cached_property
+    def captions(self) -> list[str] | None:
+        try:
+            with safe_open(self.files.fetch(self.key), framework="pt") as file:
+                content = (file.metadata() or {}).get("captions")
+            if content is None:
+                return None
+            captions = [str(caption) for caption in json.loads(content)]
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
+            raise self.refuse(error) from error
+        if len(captions) != self.count():
+            raise self.refuse(f"it has {len(captions)} captions for {self.count()} samples")
+        return captions
+
     def entry(self, index: int) -> Entry:
         key, _, labelled = self._layout
         with safe_open(self.files.fetch(self.key), framework="pt") as file:
@@ -274,6 +335,8 @@ class TensorShard(Shard):
 
 class PictureShard(Shard):
     """All picture files of a folder; with a folder for each class, classes are numbered as the folders are sorted.
+
+    Captions are those of `metadata.jsonl`.
 
     Args:
         files: the source's.
@@ -293,6 +356,21 @@ class PictureShard(Shard):
     @property
     def labelled(self) -> bool:
         return bool(self._classes)
+
+    @cached_property
+    def captions(self) -> list[str] | None:
+        if CAPTIONS not in self.files.keys:
+            return None
+        known: dict[str, str] = {}
+        try:
+            for line in self.files.fetch(CAPTIONS).read_text(encoding="utf-8").splitlines():
+                row = json.loads(line) if line.strip() else {}
+                for name in (name for name in COLUMNS if name in row):
+                    known[row["file_name"]] = str(row[name] or "")
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise BadInputError(f"{self.files.uri}: {CAPTIONS} cannot be read ({reason})") from error
+        return [known.get(key, "") for key in self._keys] if known else None
 
     def entry(self, index: int) -> Entry:
         key = self._keys[index]
@@ -357,6 +435,11 @@ class ImageSet:
         return self._shards[0].labelled
 
     @property
+    def captioned(self) -> bool:
+        """Whether its images have captions: whether the first shard's have."""
+        return self._shards[0].captions is not None
+
+    @property
     def bad(self) -> list[str]:
         """The names of the images that did not decode so far."""
         return list(self._bad.values())
@@ -387,14 +470,18 @@ class ImageSet:
         Raises:
             BadInputError: its file cannot be read.
         """
-        number = bisect.bisect_right(self._ends, index)
-        shard = self._shards[number]
+        shard, row = self.place(index)
         try:
-            return shard.entry(index - (self._ends[number - 1] if number else 0))
+            return shard.entry(row)
         except IndexError as error:
             raise shard.refuse(
                 "it has fewer images than when they were counted: give changed files new names"
             ) from error
+
+    def place(self, index: int) -> tuple[Shard, int]:
+        """The shard of a global index, and the index in it."""
+        number = bisect.bisect_right(self._ends, index)
+        return self._shards[number], index - (self._ends[number - 1] if number else 0)
 
     def read(self, indices: Sequence[int], prepare: Callable[[Image.Image], Image.Image]) -> list[Row]:
         """The samples [C, H, W] at indices, pictures in [-1, 1], with their labels; None where one does not decode.
@@ -449,13 +536,16 @@ class RealImages:
     Args:
         images: the source.
         teacher: whose space the samples are in.
+        embed: where the teacher takes text, makes its captions' embeddings; they are used where images have captions.
 
     Raises:
         BadInputError: they have no labels, and the teacher takes some.
     """
 
-    def __init__(self, images: ImageSet, teacher: "Teacher") -> None:
+    def __init__(self, images: ImageSet, teacher: "Teacher", embed: EmbedCaptions | None = None) -> None:
         self.images, self._teacher = images, teacher
+        self._embed = embed if embed is not None and images.captioned else None
+        self._captions: dict[str, PromptConditions] = {}  # of each shard that was drawn from
         self._ahead: tuple[list[int], Future[list[Row]]] | None = None
         self._device = teacher.denoiser.schedule.sigmas.device
         if teacher.num_class_embeds is not None and not images.labelled:
@@ -481,22 +571,37 @@ class RealImages:
             indices: from 0 to the number of images.
 
         Returns:
-            Samples in the teacher's space, latents on its device; {"class_labels": [B]} where the images have labels.
+            Samples in the teacher's space, latents on its device; {"class_labels": [B]} where the images have labels,
+            and what a text-to-image teacher's network takes of their captions where they have some.
 
         Raises:
             BadInputError: too many images do not decode, a file cannot be read, or a sample does not fit the teacher.
         """
         wanted = indices.tolist()
+        found: list[int] = []
         rows: list[tuple[Tensor, int | None]] = []
         for index, row in zip(wanted, self._read(wanted), strict=True):
             while row is None:
                 index = (index + 1) % len(self)
                 (row,) = self.images.read([index], self._prepare)
+            found.append(index)
             rows.append(row)
         samples = torch.stack([self._sample(sample) for sample, _ in rows])
-        if not self.images.labelled:
-            return samples, {}
-        return samples, {"class_labels": torch.tensor([self._label(label) for _, label in rows])}
+        conditions: dict[str, Tensor] = {}
+        if self.images.labelled:
+            conditions["class_labels"] = torch.tensor([self._label(label) for _, label in rows])
+        if self._embed is not None:
+            captions = [self._caption(self._embed, index) for index in found]
+            conditions |= {key: torch.cat([caption[key] for caption in captions]) for key in captions[0]}
+        return samples, conditions
+
+    def _caption(self, embed: EmbedCaptions, index: int) -> dict[str, Tensor]:
+        """What the network takes of an image's caption, each [1, ...]."""
+        shard, row = self.images.place(index)
+        if shard.key not in self._captions:
+            # Of a shard without captions in a source that has some, all are unknown.
+            self._captions[shard.key] = embed(shard.captions or [""] * shard.count())
+        return self._captions[shard.key].embed({"prompt": torch.tensor([row])}, self._device)
 
     def prefetch(self, indices: Tensor) -> None:
         """Begins to fetch and decode what `at` is asked for next, while the device computes."""
@@ -553,7 +658,11 @@ class RealImages:
 
 
 def open_real_images(
-    location: Location | None, teacher: "Teacher", scratch: Path, shared: Storage | None = None
+    location: Location | None,
+    teacher: "Teacher",
+    scratch: Path,
+    shared: Storage | None = None,
+    embed: EmbedCaptions | None = None,
 ) -> RealImages:
     """The images of `spec.data.images`, for a teacher.
 
@@ -562,11 +671,12 @@ def open_real_images(
         teacher: whose space they are brought to.
         scratch: where remote files are copied to: the node needs room for all of them.
         shared: what runs share: keeps the number of images of each shard.
+        embed: where the teacher takes text, makes its captions' embeddings.
 
     Raises:
         BadInputError: there are none, of a kind not known here, or they do not fit the teacher.
     """
-    return RealImages(ImageSet(location, "spec.data.images", scratch, shared), teacher)
+    return RealImages(ImageSet(location, "spec.data.images", scratch, shared), teacher, embed)
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -641,7 +751,7 @@ def _stored_files(uri: str, scratch: Path) -> Files:
 
 def _known(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix.lower() in PICTURES + SHARDS or path.name == COUNTS
+    return path.suffix.lower() in PICTURES + SHARDS or path.name in (COUNTS, CAPTIONS)
 
 
 def _identity(uri: str, content: list[Any]) -> str:
@@ -656,7 +766,7 @@ def _shards(files: Files, field: str) -> list[Shard]:
     }
     if files.uri == DIGITS:
         return [DigitsShard(files, "digits")]
-    keys = [key for key in files.keys if not key.endswith(COUNTS)]
+    keys = [key for key in files.keys if not key.endswith((COUNTS, CAPTIONS))]
     kinds = {PurePosixPath(key).suffix.lower() for key in keys}
     if not kinds:
         known = ", ".join((*PICTURES, *SHARDS))

@@ -23,10 +23,15 @@ from dmd_trainer.health_probe import HealthProbe
 from dmd_trainer.initial_weights import read_initial_weights
 from dmd_trainer.keyed import Draws
 from dmd_trainer.pairs import Pairs, download_shards, shard_files
-from dmd_trainer.real_images import open_real_images
 from dmd_trainer.regression import regression_loss
 from dmd_trainer.solvers import fitting_solvers, teacher_solver
-from dmd_trainer.stages.inputs import clip_score, evaluation_conditions, read_teacher, training_conditions
+from dmd_trainer.stages.inputs import (
+    clip_score,
+    evaluation_conditions,
+    read_teacher,
+    real_images,
+    training_conditions,
+)
 from dmd_trainer.stages.prepare import make_shards
 from dmd_trainer.teachers import Teacher
 from dmd_trainer.training import train
@@ -45,9 +50,6 @@ def run(context: StageContext) -> dict[str, Any]:
     conditions = training_conditions(context, teacher)
     pairs = _pairs(context, teacher)
     initial = spec.method.init_from
-    real_images = None
-    if spec.method.gan is not None:
-        real_images = open_real_images(spec.data.images, teacher, context.scratch, context.shared_storage)
     distillation = Distillation(
         teacher,
         spec,
@@ -56,7 +58,7 @@ def run(context: StageContext) -> dict[str, Any]:
         regression_loss(spec.method.regression, context.scratch, context.device, teacher.autoencoder),
         context.rank,
         context.world_size,
-        real_images,
+        real_images(context, teacher) if spec.method.gan is not None else None,
         InitialWeights(
             read_initial_weights(initial.generator, "generator", context.scratch),
             read_initial_weights(initial.fake_score, "fakeScore", context.scratch),

@@ -11,6 +11,7 @@ from dmd_trainer.context import StageContext
 from dmd_trainer.evaluation.clip_score import ClipScore, load_clip_score
 from dmd_trainer.fetch import local_path
 from dmd_trainer.prompts import PromptConditions, PromptEmbeddings, read_prompts
+from dmd_trainer.real_images import RealImages, open_real_images
 from dmd_trainer.teachers import WEIGHTS, Teacher, load_teacher
 from dmd_trainer.text_encoder import TextEncoder
 
@@ -52,6 +53,16 @@ def evaluation_conditions(context: StageContext, teacher: Teacher) -> Conditions
     return training_conditions(context, teacher)
 
 
+def real_images(context: StageContext, teacher: Teacher) -> RealImages:
+    """The real images of the GAN term; with their own captions where they have some and the teacher takes text.
+
+    Raises:
+        BadInputError: there are none, of a kind not known here, or they do not fit the teacher.
+    """
+    embed = partial(_embedded, context, teacher) if teacher.takes_text else None
+    return open_real_images(context.manifest.spec.data.images, teacher, context.scratch, context.shared_storage, embed)
+
+
 def clip_score(context: StageContext) -> ClipScore | None:
     """The CLIP model of CLIPScore; None where that is not measured.
 
@@ -69,11 +80,17 @@ def _prompt_conditions(
 ) -> PromptConditions:
     if not teacher.takes_text:
         raise BadInputError("spec.data.prompts: the teacher takes no text; leave prompts out, or give classLabels")
+    return _embedded(context, teacher, read_prompts(prompts, context.scratch), one_by_one=one_by_one)
+
+
+def _embedded(
+    context: StageContext, teacher: Teacher, prompts: list[str], *, one_by_one: bool = False
+) -> PromptConditions:
     weights = context.manifest.spec.teacher.weights
     # The encoders are loaded only where embeddings are missing, and in no less than 16 bits: they run once a prompt.
     dtype = torch.float32 if context.device.type == "cpu" else WEIGHTS[weights]
     embeddings = PromptEmbeddings(
-        read_prompts(prompts, context.scratch),
+        prompts,
         teacher.digest,
         context.shared_storage,
         context.scratch,

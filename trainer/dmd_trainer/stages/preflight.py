@@ -16,11 +16,16 @@ from dmd_trainer.evaluation.reference import check_reference
 from dmd_trainer.export import check_exportable
 from dmd_trainer.gan import FakeScore
 from dmd_trainer.initial_weights import check_initial_weights, read_initial_weights
-from dmd_trainer.real_images import open_real_images
 from dmd_trainer.registry import check_reachable
 from dmd_trainer.regression import regression_loss
 from dmd_trainer.solvers import guide, teacher_solver
-from dmd_trainer.stages.inputs import clip_score, evaluation_conditions, read_teacher, training_conditions
+from dmd_trainer.stages.inputs import (
+    clip_score,
+    evaluation_conditions,
+    read_teacher,
+    real_images,
+    training_conditions,
+)
 from dmd_trainer.teachers import Teacher
 
 
@@ -153,8 +158,5 @@ def _check_initial_weights(context: StageContext, teacher: Teacher) -> None:
 
 def _check_real_images(context: StageContext, teacher: Teacher) -> None:
     """There are real images for the GAN term, and the first can be read."""
-    spec = context.manifest.spec
-    if spec.method.gan is None:
-        return
-    images = open_real_images(spec.data.images, teacher, context.scratch, context.shared_storage)
-    images.check()
+    if context.manifest.spec.method.gan is not None:
+        real_images(context, teacher).check()
