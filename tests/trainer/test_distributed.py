@@ -20,6 +20,7 @@ from tests.trainer.test_text_to_image import text_manifest
 from tests.trainer.text_teachers import make_sd
 
 GRADIENTS = Path(__file__).with_name("gradients.py")
+SHARDED_TEACHERS = Path(__file__).with_name("sharded_teachers.py")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,22 @@ def test_sharded_adapters_get_the_same_gradients(manifest_dict: dict[str, Any], 
     assert_alike(found, expected, rtol=1e-8, atol=1e-12)
 
 
+def test_a_sharded_teacher_predicts_as_a_whole_one(tmp_path: Path) -> None:
+    """In fp32, bf16 and 8 bits."""
+    torchrun(2, SHARDED_TEACHERS, str(make_sd(tmp_path / "teacher")))
+
+
 def gradients(manifest: dict[str, Any], pairs: Path, out: Path, processes: int) -> dict[str, torch.Tensor]:
     """Gradients and weights of two steps, made by so many processes."""
     manifest["spec"]["workers"] = {"nodes": 1, "processesPerNode": processes}
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(GRADIENTS)]
-    subprocess.run([sys.executable, *command, json.dumps(manifest), str(pairs), str(out)], check=True, timeout=200)
+    torchrun(processes, GRADIENTS, json.dumps(manifest), str(pairs), str(out))
     found: dict[str, torch.Tensor] = torch.load(out)
     return found
+
+
+def torchrun(processes: int, script: Path, *arguments: str) -> None:
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script)]
+    subprocess.run([sys.executable, *command, *arguments], check=True, timeout=200)
 
 
 def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float, atol: float) -> None:

@@ -97,6 +97,25 @@ def test_a_step_computes_the_same(
         assert one == pytest.approx(other, rel=1e-6)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "fp8"])
+@pytest.mark.parametrize("family", ["sd", "edm"])
+def test_an_offloaded_teacher_is_the_same(tmp_path: Path, tiny_teacher: Path, family: str, weights: str) -> None:
+    """Its layers come and go by the same hooks as on a GPU, from the host's memory to the host's memory."""
+    folder = make_sd(tmp_path / "sd") if family == "sd" else tiny_teacher
+    here, offloaded = (load_teacher(folder, weights=weights, offload=offload) for offload in (False, True))
+    conditions = conditions_of(here, tmp_path) if family == "sd" else here.conditions(10)
+    condition = conditions.embed(conditions.in_turn(2), torch.device("cpu"))
+    level = here.denoiser.schedule.at(torch.tensor([len(here.denoiser.schedule) // 2] * 2))
+    noise = noise_of(here)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(*(t.denoiser(noise, level, condition) for t in (here, offloaded)))
+    for one, other in zip(*(t.trainable_network().parameters() for t in (here, offloaded)), strict=True):
+        assert torch.equal(one, other)
+        assert other.dtype == torch.float32
+    assert reported(offloaded, conditions) == reported(here, conditions)
+
+
 @pytest.mark.parametrize(("weights", "tolerance"), [("bf16", 0.03), ("fp8", 0.15)])
 @pytest.mark.parametrize("family", list(MAKERS))
 def test_a_narrow_teacher_predicts_nearly_the_same(tmp_path: Path, family: str, weights: str, tolerance: float) -> None:

@@ -146,7 +146,8 @@ class Distillation:
         self.generator_network = TrainedNetwork("generator", network, training, training.learning_rate, training.betas)
         self.fake_score_network = self._fake_score_network(initial) if method.fake_score_updates else None
         self.ema = Ema(average, training)
-        shard(teacher.denoiser.network, training)  # after the copies: shards cannot be copied
+        if not teacher.offloaded:  # which takes no room on the device already
+            shard(teacher.denoiser.network, training)  # after the copies: shards cannot be copied
 
         autocast = torch.bfloat16 if training.precision == "bf16" else None
         timesteps = generator_timesteps(method, teacher.denoiser.schedule)

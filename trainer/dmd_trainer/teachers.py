@@ -37,6 +37,7 @@ class Teacher:
         digest: SHA-256 of its weights and configurations, which keys what is cached about it.
         autoencoder: between images and what it denoises.
         takes_text: whether it is conditioned on prompts.
+        offloaded: whether its network's weights stay in the host's memory between calls.
     """
 
     denoiser: Denoiser
@@ -46,6 +47,7 @@ class Teacher:
     digest: str
     autoencoder: Pixels
     takes_text: bool = False
+    offloaded: bool = False
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -65,7 +67,8 @@ class Teacher:
     def trainable_network(self) -> nn.Module:
         """A copy of its network in float32 or wider, all of it trainable, on the teacher's device."""
         network = self.denoiser.network
-        if any(p.dtype.itemsize < 4 for p in network.parameters()):
+        # What is narrow has lost digits, and what comes and goes by hooks cannot be copied.
+        if self.offloaded or any(p.dtype.itemsize < 4 for p in network.parameters()):
             device = self.denoiser.schedule.sigmas.device
             return _load_network(self.directory, *_network_folder(self.directory)).to(device).requires_grad_(True)
         # Evaluation mode stays: a distilled network has no use for dropout.
@@ -141,6 +144,7 @@ def load_teacher(
         digest=_digest(directory),
         autoencoder=autoencoder.to(device),
         takes_text=latent,
+        offloaded=offload,
     )
 
 
@@ -174,8 +178,9 @@ def _place(network: Any, device: torch.device, weights: str, offload: bool) -> N
         network.to(torch.bfloat16)
     elif weights == "fp8":
         network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
-    if offload and device.type != "cpu":
-        network.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=True)
+    if offload:
+        streams = device.type == "cuda"  # the next layer's weights come while this one computes
+        network.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=streams)
     else:
         network.to(device)
 
