@@ -231,6 +231,8 @@ METHODS: dict[str, tuple[Method, float]] = {
     "Consistency distillation": (consistency, 3e-4),
 }
 PILOT_BUDGET, PILOT_RATES = 60_000, (3e-4, 1e-3)
+OTHER_RATES = (1e-4, 1e-3)
+"""Of consistency distillation at the whole budget, on either side of the pilot's choice."""
 
 
 @torch.no_grad()
@@ -289,5 +291,18 @@ def pilot() -> None:
             print(name, rate, json.dumps({key: round(value, 4) for key, value in found.items()}), flush=True)
 
 
+def rates() -> None:
+    """Prints consistency distillation's figures with other learning rates, at the whole budget: see comparison.md."""
+    setting = emoji_setting()
+    for rate in OTHER_RATES:
+        print(rate, json.dumps(measure_sampler(setting, consistency(setting, rate), setting.seed)), flush=True)
+
+
 if __name__ == "__main__":
-    pilot() if sys.argv[1:] == ["pilot"] else print(json.dumps(run(), indent=1))
+    match sys.argv[1:]:
+        case ["pilot"]:
+            pilot()
+        case ["rates"]:
+            rates()
+        case _:
+            print(json.dumps(run(), indent=1))
