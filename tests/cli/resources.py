@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
             env=environment(kubeconfig),
+            # Where a shell runs tests in its background, they inherit that Ctrl-C is ignored.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.output = ""
         self._lines: queue.Queue[str | None] = queue.Queue()
