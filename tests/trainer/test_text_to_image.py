@@ -1,27 +1,35 @@
 """Text-to-image teachers of every family, held against diffusers' own pipelines, and distilled whole."""
 
+import io
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from dmd_api.errors import BadInputError
+from dmd_api.loading import parse_manifest
 from dmd_api.manifest import Method, Prompts
 from dmd_api.runtime import Stage
 from dmd_trainer.export import CardFacts, call_arguments, check_exportable, export_pipeline
 from dmd_trainer.generator import Generator, generator_timesteps
 from dmd_trainer.prompts import PromptConditions, PromptEmbeddings, read_prompts
 from dmd_trainer.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.stages import inputs
 from dmd_trainer.storage import FileStorage
 from dmd_trainer.teachers import Teacher, load_teacher
 from dmd_trainer.text_encoder import TextEncoder
 from dmd_trainer.throughput import measure_throughput
 from tests.stages import run_stage
-from tests.trainer.text_teachers import MAKERS
+from tests.trainer.text_teachers import MAKERS, make_sd
 
 PROMPTS = ["red apple", "cat face", "rocket"]
 CPU = torch.device("cpu")
@@ -215,6 +223,33 @@ def text_manifest(manifest: dict[str, Any], teacher: Path, prompts: Path, **meth
         "resolution": 32,
     }
     return content
+
+
+def test_all_prompts_and_captions_share_one_encoder(manifest_dict: dict[str, Any], tmp_path: Path) -> None:
+    """Each shard of images has embeddings of its own, and there may be thousands."""
+    folder, images = make_sd(tmp_path / "teacher"), tmp_path / "images"
+    images.mkdir()
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(picture, "PNG")
+    for name in ("a", "b"):
+        table = pa.table({"image": [picture.getvalue()], "text": [f"picture {name}"]})
+        pq.write_table(table, images / f"{name}.parquet")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("red apple")
+    manifest = text_manifest(manifest_dict, folder, prompts, name="DMD2", gan={})
+    manifest["spec"]["data"]["images"] = {"uri": images.as_uri()}
+    context: Any = SimpleNamespace(
+        manifest=parse_manifest(manifest),
+        device=torch.device("cpu"),
+        shared_storage=FileStorage(tmp_path / "shared"),
+        scratch=tmp_path / "scratch",
+    )
+    teacher = load_teacher(folder)
+    with patch.object(inputs, "TextEncoder", wraps=TextEncoder) as made:
+        inputs.training_conditions(context, teacher).embed({"prompt": torch.tensor([0])}, context.device)
+        _, condition = inputs.real_images(context, teacher).at(torch.tensor([0, 1]))
+    assert made.call_count == 1
+    assert not torch.equal(*condition["encoder_hidden_states"])
 
 
 @pytest.mark.slow

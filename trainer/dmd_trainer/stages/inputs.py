@@ -1,6 +1,7 @@
 """What several stages read before their work: the teacher, and what it is conditioned on."""
 
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 
 import torch
 
@@ -94,6 +95,12 @@ def _embedded(
         teacher.digest,
         context.shared_storage,
         context.scratch,
-        partial(TextEncoder, teacher.directory, context.device, dtype),
+        partial(_text_encoder, teacher.directory, context.device, dtype),
     )
     return PromptConditions(embeddings=embeddings, added=teacher.added_conditions, one_by_one=one_by_one)
+
+
+@lru_cache(maxsize=1)
+def _text_encoder(directory: Path, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    """The teacher's: one for all prompts, and for the captions of each shard of images."""
+    return TextEncoder(directory, device, dtype)
