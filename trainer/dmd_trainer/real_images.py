@@ -247,7 +247,7 @@ class TarShard(Shard):
                         labels[stem] = int(content.read()) if content else -1
                     elif suffix == ".txt":
                         content = tar.extractfile(member)
-                        captions[stem] = content.read().decode().strip() if content else ""
+                        captions[stem] = content.read().decode(errors="replace").strip() if content else ""
         except (OSError, ValueError, tarfile.TarError) as error:
             raise self.refuse(error) from error
         if not places:
