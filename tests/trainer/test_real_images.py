@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer import real_images
+from dmd_trainer import image_set
 from dmd_trainer.digits import load_digits_images
 from dmd_trainer.emoji import load_emoji
 from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
@@ -230,7 +230,7 @@ def test_images_that_do_not_decode_are_named_and_passed_over(
     # Known ones are not tried again, and counted once.
     assert torch.equal(images.at(torch.tensor([4]))[0], samples[6:7])
     assert len(images.bad) == 3
-    monkeypatch.setattr(real_images, "UNDECODABLE_LEAST", 2)
+    monkeypatch.setattr(image_set, "UNDECODABLE_LEAST", 2)
     message = r"24 images at least 3 do not decode, among them class-1/004\.png, class-1/005\.png"
     with pytest.raises(BadInputError, match=message):
         opened(root, teacher).at(torch.arange(COUNT))
@@ -247,7 +247,7 @@ def test_what_is_fetched_ahead_is_what_is_asked_for(
     read: list[list[int]] = []
     own = images.images.read
 
-    def counted(indices: list[int], prepare: Callable[[Image.Image], Image.Image]) -> list[real_images.Row]:
+    def counted(indices: list[int], prepare: Callable[[Image.Image], Image.Image]) -> list[image_set.Row]:
         read.append(indices)
         return own(indices, prepare)
 

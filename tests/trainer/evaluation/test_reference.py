@@ -14,7 +14,7 @@ from torchvision.transforms.functional import center_crop
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer import real_images
+from dmd_trainer import image_set
 from dmd_trainer.conditions import Conditions
 from dmd_trainer.emoji import load_emoji
 from dmd_trainer.evaluation.features import FeatureExtractor
@@ -120,6 +120,6 @@ def test_images_that_do_not_decode_are_left_out_up_to_a_limit(
     (folder / "2.png").write_bytes(b"no picture")
     expected = torch.stack([by_the_protocol(picture(i), 16) for i in (0, 1, 3, 4, 5)]).flatten(1)
     torch.testing.assert_close(features(folder, 16, tmp_path), expected)
-    monkeypatch.setattr(real_images, "UNDECODABLE_LEAST", 0)
+    monkeypatch.setattr(image_set, "UNDECODABLE_LEAST", 0)
     with pytest.raises(BadInputError, match=r"spec\.evaluation\.reference: .* among them 2\.png"):
         features(folder, 12, tmp_path)

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import center_crop
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
 from dmd_trainer.evaluation.features import FeatureExtractor
-from dmd_trainer.real_images import ImageSet, in_threads, to_tensor
+from dmd_trainer.image_set import ImageSet, in_threads, to_tensor
 from dmd_trainer.storage import Storage
 
 FIELD = "spec.evaluation.reference"
