@@ -12,9 +12,9 @@ from typing import Any
 import torch.distributed as dist
 
 from benchmarks.digits import digits_distillation
-from dmd_trainer.checkpoints import Checkpointer
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.storage import FileStorage
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.runtime.storage import FileStorage
+from dmd_trainer.training.checkpoints import Checkpointer
 
 PROCESSES, STEPS, ROUNDS, LIMIT = 2, 100, 6, 0.02
 

@@ -6,13 +6,21 @@ import torch
 
 from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.fetch import local_path
-from dmd_trainer.losses import l2_regression_loss
-from dmd_trainer.pairs import Pairs, download_shards, make_shard, shard_count, shard_files, shard_indices, write_shard
-from dmd_trainer.solvers import teacher_solver
-from dmd_trainer.storage import FileStorage
-from dmd_trainer.teachers import load_teacher
+from dmd_trainer.data.pairs import (
+    Pairs,
+    download_shards,
+    make_shard,
+    shard_count,
+    shard_files,
+    shard_indices,
+    write_shard,
+)
+from dmd_trainer.diffusion.solvers import teacher_solver
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.losses import l2_regression_loss
+from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.runtime.fetch import local_path
+from dmd_trainer.runtime.storage import FileStorage
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "distill-digits.yaml"
 PAIRS = 256

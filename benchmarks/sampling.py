@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from dmd_trainer.export import CardFacts, call_arguments, export_pipeline
-from dmd_trainer.fetch import ASSETS, local_path
-from dmd_trainer.generator import Generator
-from dmd_trainer.solvers import Solver, teacher_solver
-from dmd_trainer.teachers import load_teacher
-from dmd_trainer.throughput import Throughput, measure_throughput
+from dmd_trainer.diffusion.generator import Generator
+from dmd_trainer.diffusion.solvers import Solver, teacher_solver
+from dmd_trainer.evaluation.timing import Throughput, measure_throughput
+from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
+from dmd_trainer.runtime.fetch import ASSETS, local_path
 
 BATCH, STEPS, ROUNDS = 64, 18, 9
 EVALUATIONS = 2 * STEPS - 1

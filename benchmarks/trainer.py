@@ -22,18 +22,18 @@ from torch import Tensor
 from benchmarks.digits import digits_distillation
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import DMDDistillation
-from dmd_trainer.architectures import Architecture, known_architecture, read_architecture
-from dmd_trainer.conditions import Conditions
-from dmd_trainer.denoiser import Condition
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.fake_step import LiveTensors
-from dmd_trainer.losses import l2_regression_loss
-from dmd_trainer.memory import estimate_memory
-from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
-from dmd_trainer.shrinking import save_shrunken_teacher
-from dmd_trainer.storage import FileStorage
-from dmd_trainer.teachers import Teacher, load_teacher
-from dmd_trainer.text_encoder import TextEncoder
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.diffusion.denoiser import Condition
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.losses import l2_regression_loss
+from dmd_trainer.families.architectures import Architecture, known_architecture, read_architecture
+from dmd_trainer.families.shrinking import save_shrunken_teacher
+from dmd_trainer.families.teacher import Teacher, load_teacher
+from dmd_trainer.families.text_encoder import TextEncoder
+from dmd_trainer.planning.fake_step import LiveTensors
+from dmd_trainer.planning.memory import estimate_memory
+from dmd_trainer.runtime.storage import FileStorage
 
 WARM_UP, ROUNDS = 1, 7
 LIMIT = 1.10

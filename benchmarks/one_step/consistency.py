@@ -7,8 +7,8 @@ from torch import Tensor
 
 from benchmarks.one_step.setting import FORWARD, UPDATE, Sampler, Setting, normal_like
 from benchmarks.one_step.training import follow, train
-from dmd_trainer.denoiser import Condition, Denoiser
-from dmd_trainer.schedules import karras_sigmas, per_sample
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser
+from dmd_trainer.diffusion.schedules import karras_sigmas, per_sample
 
 STEPS = 18
 """N: noise levels between which the ODE is solved, as published for CIFAR-10 (appendix C, table 3)."""

@@ -6,9 +6,9 @@ from benchmarks.digits import EXAMPLE
 from benchmarks.one_step.setting import CLASSES, FORWARD, UPDATE, Sampler, Setting
 from benchmarks.one_step.training import as_in_manifest
 from dmd_api.loading import load_manifest
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.losses import l2_regression_loss
-from dmd_trainer.pairs import Pairs
+from dmd_trainer.data.pairs import Pairs
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.losses import l2_regression_loss
 
 
 def distribution_matching(

@@ -30,23 +30,23 @@ from benchmarks.one_step.pairs import TeacherPairs
 from benchmarks.one_step.setting import FORWARD, UPDATE, Sampler
 from benchmarks.one_step.training import as_in_manifest, follow, train
 from dmd_api.loading import load_manifest
-from dmd_trainer.denoiser import Condition, Denoiser
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.emoji import load_emoji
+from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.data.emoji import load_emoji
+from dmd_trainer.data.pairs import Pairs
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser
+from dmd_trainer.diffusion.generator import Generator
+from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise, per_sample
+from dmd_trainer.diffusion.solvers import guide, teacher_solver
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.evaluation.clip_score import ClipScore
 from dmd_trainer.evaluation.features import ClipFeatures
 from dmd_trainer.evaluation.measure import Samples, measure, score
-from dmd_trainer.fetch import ASSETS
-from dmd_trainer.generator import Generator
-from dmd_trainer.keyed import Draws
-from dmd_trainer.losses import l2_regression_loss
-from dmd_trainer.pairs import Pairs
-from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
-from dmd_trainer.schedules import NoiseLevel, add_noise, per_sample
-from dmd_trainer.solvers import guide, teacher_solver
-from dmd_trainer.storage import FileStorage
-from dmd_trainer.teachers import Teacher, load_teacher
-from dmd_trainer.text_encoder import TextEncoder
+from dmd_trainer.families.teacher import Teacher, load_teacher
+from dmd_trainer.families.text_encoder import TextEncoder
+from dmd_trainer.runtime.fetch import ASSETS
+from dmd_trainer.runtime.storage import FileStorage
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "distill-emoji.yaml"
 CPU = torch.device("cpu")

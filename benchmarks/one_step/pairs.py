@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmd_trainer.denoiser import Condition
-from dmd_trainer.keyed import Draws
-from dmd_trainer.solvers import heun
-from dmd_trainer.teachers import Teacher
+from dmd_trainer.diffusion.denoiser import Condition
+from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.solvers import heun
+from dmd_trainer.families.teacher import Teacher
 
 STEPS = 18
 COST = 2 * STEPS - 1

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks.one_step.setting import FORWARD, UPDATE, Sampler, Setting, normal_like, one_step
 from benchmarks.one_step.training import train
-from dmd_trainer.denoiser import Condition, Denoiser
-from dmd_trainer.schedules import karras_sigmas, per_sample
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser
+from dmd_trainer.diffusion.schedules import karras_sigmas, per_sample
 
 PHASES = ((16, 1), (8, 1), (4, 1), (2, 2), (1, 2))
 """The student's steps, and each phase's part of the budget: twice as much for the last two (appendix A)."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.one_step.setting import UPDATE, Sampler, Setting, one_step
 from benchmarks.one_step.training import train
-from dmd_trainer.denoiser import Condition, Denoiser
-from dmd_trainer.schedules import per_sample
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser
+from dmd_trainer.diffusion.schedules import per_sample
 
 
 def velocity(denoiser: Denoiser, x_s: Tensor, s: Tensor, condition: Condition) -> Tensor:

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from benchmarks.one_step.setting import UPDATE, Sampler, Setting, one_step
 from benchmarks.one_step.training import train
-from dmd_trainer.denoiser import Denoiser
-from dmd_trainer.losses import l2_regression_loss
+from dmd_trainer.diffusion.denoiser import Denoiser
+from dmd_trainer.dmd.losses import l2_regression_loss
 
 
 def regression(setting: Setting, learning_rate: float, share: float = 0.5) -> Sampler:

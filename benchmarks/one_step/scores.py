@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.one_step.setting import CLASSES, Sampler, digits_teacher
+from dmd_trainer.diffusion.randomness import Draws
 from dmd_trainer.evaluation.features import DigitsFeatures
 from dmd_trainer.evaluation.metrics import frechet_distance, precision, recall
-from dmd_trainer.fetch import local_path
-from dmd_trainer.keyed import Draws
+from dmd_trainer.runtime.fetch import local_path
 
 SAMPLES, BATCH = 10_000, 250
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.one_step.pairs import TeacherPairs, make_pairs
-from dmd_trainer.denoiser import Condition, Denoiser
-from dmd_trainer.digits import load_digits_images
-from dmd_trainer.fetch import local_path
-from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.data.digits import load_digits_images
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser
+from dmd_trainer.families.teacher import Teacher, load_teacher
+from dmd_trainer.runtime.fetch import local_path
 
 FORWARD, UPDATE = 1, 3
 """What a sample costs in network evaluations: a forward pass, and one with its backward pass (counted as two more)."""

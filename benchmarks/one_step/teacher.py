@@ -7,9 +7,9 @@ from torch import Tensor
 
 from benchmarks.one_step.progressive import ddim_step
 from benchmarks.one_step.setting import Sampler
-from dmd_trainer.denoiser import Condition, Denoiser
-from dmd_trainer.schedules import karras_sigmas
-from dmd_trainer.solvers import heun
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser
+from dmd_trainer.diffusion.schedules import karras_sigmas
+from dmd_trainer.diffusion.solvers import heun
 
 STEPS = (1, 2, 4, 8, 18, 50)
 

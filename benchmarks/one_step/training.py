@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmd_trainer.denoiser import Denoiser
+from dmd_trainer.diffusion.denoiser import Denoiser
 
 WARMUP, CLIP, EMA_DECAY, WEIGHT_DECAY = 20, 10.0, 0.998, 0.01
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dmd_trainer.convert.edm import LICENCE, convert_edm
+from dmd_trainer.families.convert.edm import LICENCE, convert_edm
 
 
 def convert_edm_checkpoint(source: Path, out: Path) -> None:

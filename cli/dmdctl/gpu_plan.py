@@ -18,9 +18,9 @@ from dmdctl.bars import duration
 from dmdctl.work import Work
 
 if TYPE_CHECKING:
-    from dmd_trainer.architectures import Architecture
-    from dmd_trainer.fake_step import Flops
-    from dmd_trainer.memory import MemoryEstimate, Sizes
+    from dmd_trainer.families.architectures import Architecture
+    from dmd_trainer.planning.fake_step import Flops
+    from dmd_trainer.planning.memory import MemoryEstimate, Sizes
 
 ANNOTATION = "dmd-operator.io/architecture"
 GIGABYTE = 10**9
@@ -89,7 +89,7 @@ def show_gpu_plan(console: Console, manifest: DMDDistillation, work: Work, gpu: 
         return
     architecture = architecture_of(manifest)
     if architecture is None:
-        from dmd_trainer.architectures import KNOWN
+        from dmd_trainer.families.architectures import KNOWN
 
         console.print(
             f"memory and time on GPUs: the teacher's architecture is not known; name it in metadata.annotations: "
@@ -97,8 +97,8 @@ def show_gpu_plan(console: Console, manifest: DMDDistillation, work: Work, gpu: 
             highlight=False,
         )
         return
-    from dmd_trainer.fake_step import count_flops
-    from dmd_trainer.memory import count_sizes, estimate_memory, step_shape
+    from dmd_trainer.planning.fake_step import count_flops
+    from dmd_trainer.planning.memory import count_sizes, estimate_memory, step_shape
 
     with console.status("running a step without data"):
         estimate = estimate_memory(manifest, architecture)
@@ -123,8 +123,8 @@ def architecture_of(manifest: DMDDistillation) -> "Architecture | None":
     Raises:
         BadInputError: the annotation names none that is known, or the folder is no diffusers pipeline.
     """
-    from dmd_trainer.architectures import guess_architecture, known_architecture, read_architecture
-    from dmd_trainer.fetch import local_path
+    from dmd_trainer.families.architectures import guess_architecture, known_architecture, read_architecture
+    from dmd_trainer.runtime.fetch import local_path
 
     uri = manifest.spec.teacher.uri
     if (name := manifest.metadata.annotations.get(ANNOTATION)) is not None:
@@ -148,7 +148,7 @@ def enough_settings(
     Returns:
         The settings, and the estimate with all of them; that is above `limit` where they do not do.
     """
-    from dmd_trainer.memory import estimate_memory
+    from dmd_trainer.planning.memory import estimate_memory
 
     settings: list[str] = []
     estimate = estimate_memory(manifest, architecture)

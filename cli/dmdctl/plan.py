@@ -20,8 +20,8 @@ from dmdctl.gpu_plan import at_hand, find_gpu, show_gpu_plan
 from dmdctl.work import Work, count_work
 
 if TYPE_CHECKING:
-    from dmd_trainer.denoiser import Condition
-    from dmd_trainer.teachers import Teacher
+    from dmd_trainer.diffusion.denoiser import Condition
+    from dmd_trainer.families.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def _objects(manifest: DMDDistillation) -> Table:
 def _probe_teacher(manifest: DMDDistillation) -> Probe:
     import torch
 
-    from dmd_trainer.architectures import read_architecture
-    from dmd_trainer.fetch import local_path
-    from dmd_trainer.teachers import load_teacher
+    from dmd_trainer.families.architectures import read_architecture
+    from dmd_trainer.families.teacher import load_teacher
+    from dmd_trainer.runtime.fetch import local_path
 
     with tempfile.TemporaryDirectory() as scratch, Console().status("timing the teacher"):
         folder = local_path(manifest.spec.teacher.uri, Path(scratch))

@@ -17,7 +17,7 @@ from dmd_api.manifest import DMDDistillation, Workers, manifest_hash
 from dmd_api.runtime import Stage, StageResult
 from dmd_api.uris import STORAGE_SCHEMES, TRACKING_SCHEMES, parse_uri
 from dmd_trainer.evaluation.report import Report
-from dmd_trainer.storage import Storage, open_storage
+from dmd_trainer.runtime.storage import Storage, open_storage
 from dmdctl.bars import Display, make_display
 from dmdctl.local_runner import Interrupts, LocalRun
 from dmdctl.shrink import shrink

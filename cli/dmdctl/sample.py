@@ -68,7 +68,7 @@ def benchmark_model(model: str, batch_size: int, precision: str | None, tracking
     Raises:
         BadInputError: there is no such model.
     """
-    from dmd_trainer.throughput import measure_throughput
+    from dmd_trainer.evaluation.timing import measure_throughput
 
     on_gpu = torch.cuda.is_available()
     precision = precision or ("fp16" if on_gpu else "fp32")
@@ -94,7 +94,7 @@ class _Generator:
     def __init__(self, pipeline: Path, arguments: dict[str, Any]) -> None:
         from mlflow.pyfunc.model import PythonModelContext
 
-        from dmd_trainer.pyfunc import GeneratorModel
+        from dmd_trainer.publishing.pyfunc import GeneratorModel
 
         self._model = GeneratorModel()
         self._context = PythonModelContext({"pipeline": str(pipeline)}, arguments)
@@ -115,7 +115,7 @@ class _Generator:
 
 
 def _load(model: str, tracking: str | None) -> _Generator:
-    from dmd_trainer.export import call_arguments
+    from dmd_trainer.publishing.export import call_arguments
 
     folder = Path(model)
     if not model.startswith("models:/"):

@@ -43,7 +43,7 @@ def shrink(manifest: DMDDistillation, folder: Path) -> DMDDistillation:
 
 def _replace_inputs(manifest: DMDDistillation, spec: dict[str, Any], folder: Path) -> None:
     """Writes the small teacher, and names it and what ships with the trainer instead of what is elsewhere."""
-    from dmd_trainer.shrinking import save_labelled_images, save_random_vgg, save_shrunken_teacher
+    from dmd_trainer.families.shrinking import save_labelled_images, save_random_vgg, save_shrunken_teacher
 
     quiet_libraries()
     architecture = architecture_of(manifest)

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from dmd_api.manifest import DMDDistillation
 from dmd_trainer.evaluation.report import Report, ThreeWay
-from dmd_trainer.storage import Storage
+from dmd_trainer.runtime.storage import Storage
 
 
 def show_summary(console: Console, report: Report, place: Storage, manifest: DMDDistillation) -> None:

@@ -16,7 +16,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dmd_trainer.digits import DigitsClassifier, load_digits_images
+from dmd_trainer.data.digits import DigitsClassifier, load_digits_images
 
 CARD = """---
 license: apache-2.0
@@ -29,7 +29,7 @@ A convolutional classifier of scikit-learn's 8x8 digits. dmd-operator computes t
 recall and class accuracy of its digits example in the 64 penultimate features of this network.
 
 - Data: the 1,797 images of `sklearn.datasets.load_digits` (UCI "Optical Recognition of Handwritten Digits", CC BY 4.0).
-- Input: [B, 1, 8, 8] in [-1, 1]. Code: `dmd_trainer.digits.DigitsClassifier`.
+- Input: [B, 1, 8, 8] in [-1, 1]. Code: `dmd_trainer.data.digits.DigitsClassifier`.
 - Training: {steps} steps of Adam, batch 128, shifts of up to one pixel and rotations of up to 10 degrees, seed {seed}.
 - Accuracy on a fifth held out, same training on the others: {accuracy:.2%}. The weights here saw all images.
 - Made by `examples/digits/train_classifier.py`.

@@ -16,10 +16,10 @@ import typer
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 from rich.progress import track
 
-from dmd_trainer.denoiser import Denoiser, Prediction
-from dmd_trainer.digits import CLASSES, load_digits_images
-from dmd_trainer.losses import denoising_loss
-from dmd_trainer.schedules import schedule_from_scheduler
+from dmd_trainer.data.digits import CLASSES, load_digits_images
+from dmd_trainer.diffusion.denoiser import Denoiser, Prediction
+from dmd_trainer.diffusion.schedules import schedule_from_scheduler
+from dmd_trainer.dmd.losses import denoising_loss
 
 CHANNELS = (32, 32)
 P_MEAN, P_STD = -0.6, 1.2

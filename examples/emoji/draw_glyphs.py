@@ -17,7 +17,7 @@ import typer
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
-from dmd_trainer.emoji import SIZE
+from dmd_trainer.data.emoji import SIZE
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 BITMAP = 109

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from dmd_trainer.emoji import SIZE, load_emoji
+from dmd_trainer.data.emoji import SIZE, load_emoji
 
 VOCABULARY = 2048
 CONTEXT = 16

@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from dmd_trainer.emoji import SIZE, load_emoji, retrieval_ranks
+from dmd_trainer.data.emoji import SIZE, load_emoji, retrieval_ranks
 
 KL_WEIGHT = 1e-3
 UNCONDITIONAL = 0.1

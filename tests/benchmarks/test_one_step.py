@@ -19,10 +19,10 @@ from benchmarks.one_step.teacher import euler
 from benchmarks.one_step.training import follow, train
 from torch import Tensor, nn
 
-from dmd_trainer.denoiser import Denoiser, Prediction
-from dmd_trainer.schedules import per_sample, schedule_from_scheduler
-from dmd_trainer.solvers import heun
-from dmd_trainer.teachers import Teacher
+from dmd_trainer.diffusion.denoiser import Denoiser, Prediction
+from dmd_trainer.diffusion.schedules import per_sample, schedule_from_scheduler
+from dmd_trainer.diffusion.solvers import heun
+from dmd_trainer.families.teacher import Teacher
 
 SCHEDULE = schedule_from_scheduler({"_class_name": "EDMEulerScheduler", "sigma_data": 0.75})
 SPREAD = 0.5

@@ -16,10 +16,10 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import load_manifest, parse_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import Stage, StageResult
-from dmd_trainer import launcher, worker
-from dmd_trainer.architectures import KNOWN, known_architecture
-from dmd_trainer.shrinking import save_shrunken_teacher, shrink_network
-from dmd_trainer.teachers import load_teacher
+from dmd_trainer.families.architectures import KNOWN, known_architecture
+from dmd_trainer.families.shrinking import save_shrunken_teacher, shrink_network
+from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.runtime import launcher, worker
 from dmdctl.local_runner import free_port
 from dmdctl.run import with_local_defaults, with_processes
 from dmdctl.shrink import shrink

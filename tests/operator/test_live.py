@@ -17,7 +17,7 @@ import yaml
 from dmd_api.apps import PROGRESS_PORT
 from dmd_api.runtime import Stage, StageError, StageResult
 from dmd_operator.pods import ATTEMPT, STAGE
-from dmd_trainer.progress import ProgressBoard, ProgressServer
+from dmd_trainer.runtime.progress import ProgressBoard, ProgressServer
 from tests.cluster.control_plane import ControlPlane
 from tests.operator import live
 from tests.operator.live import condition, eventually, is_true, manifest, status

@@ -11,15 +11,15 @@ import yaml
 from torch.distributed.tensor import DTensor
 
 from dmd_api.loading import parse_manifest
-from dmd_trainer.conditions import Conditions, Drawn
-from dmd_trainer.denoiser import Condition
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.losses import l2_regression_loss
-from dmd_trainer.pairs import Pairs, shard_files
-from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
-from dmd_trainer.storage import FileStorage
-from dmd_trainer.teachers import load_teacher
-from dmd_trainer.text_encoder import TextEncoder
+from dmd_trainer.conditions.labels import Conditions, Drawn
+from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.data.pairs import Pairs, shard_files
+from dmd_trainer.diffusion.denoiser import Condition
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.losses import l2_regression_loss
+from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.families.text_encoder import TextEncoder
+from dmd_trainer.runtime.storage import FileStorage
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from dmd_api.manifest import Training
-from dmd_trainer.sharding import shard
-from dmd_trainer.teachers import load_teacher
+from dmd_trainer.distributed.sharding import shard
+from dmd_trainer.families.teacher import load_teacher
 
 
 def main(folder: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dmd_api.errors import InfrastructureError
-from dmd_trainer.checkpoints import Checkpointer
-from dmd_trainer.storage import FileStorage
+from dmd_trainer.runtime.storage import FileStorage
+from dmd_trainer.training.checkpoints import Checkpointer
 
 
 @pytest.fixture

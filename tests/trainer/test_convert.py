@@ -13,12 +13,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.convert import edm
-from dmd_trainer.convert.edm import convert_edm
-from dmd_trainer.convert.pickles import read_pickle
-from dmd_trainer.denoiser import Denoiser, Prediction
-from dmd_trainer.networks.song_unet import SongUNet
-from dmd_trainer.schedules import schedule_from_scheduler
+from dmd_trainer.diffusion.denoiser import Denoiser, Prediction
+from dmd_trainer.diffusion.schedules import schedule_from_scheduler
+from dmd_trainer.families.convert import edm
+from dmd_trainer.families.convert.edm import convert_edm
+from dmd_trainer.families.convert.pickles import read_pickle
+from dmd_trainer.families.networks.song_unet import SongUNet
 from tests.trainer import edm_networks as published
 
 NETWORKS = {
@@ -113,7 +113,7 @@ def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_adm_teachers_load(tmp_path: Path) -> None:
-    from dmd_trainer.teachers import load_teacher
+    from dmd_trainer.families.teacher import load_teacher
 
     published.save_published(published.checkpoint(made("adm")), tmp_path / "edm.pkl")
     convert_edm(tmp_path / "edm.pkl", tmp_path / "teacher")
@@ -127,7 +127,7 @@ def test_ddpms_cifar10_network_loads(tmp_path: Path) -> None:
     """The layout of google/ddpm-cifar10-32, narrower: unconditional, one level with attention."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    from dmd_trainer.teachers import load_teacher
+    from dmd_trainer.families.teacher import load_teacher
 
     network = UNet2DModel(
         sample_size=32,

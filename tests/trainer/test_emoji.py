@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from dmd_trainer.emoji import ASSETS, SIZE, load_emoji, retrieval_ranks
+from dmd_trainer.data.emoji import ASSETS, SIZE, load_emoji, retrieval_ranks
 
 CLIP, TEACHER = ASSETS / "emoji-clip", ASSETS / "emoji-teacher"
 

@@ -14,12 +14,12 @@ import torch
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Method
-from dmd_trainer.architectures import known_architecture
-from dmd_trainer.export import CardFacts, call_arguments, check_exportable, export_pipeline
-from dmd_trainer.generator import Generator
-from dmd_trainer.schedules import schedule_from_scheduler
-from dmd_trainer.shrinking import save_shrunken_teacher
-from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.diffusion.generator import Generator
+from dmd_trainer.diffusion.schedules import schedule_from_scheduler
+from dmd_trainer.families.architectures import known_architecture
+from dmd_trainer.families.shrinking import save_shrunken_teacher
+from dmd_trainer.families.teacher import Teacher, load_teacher
+from dmd_trainer.publishing.export import CardFacts, call_arguments, check_exportable, export_pipeline
 
 FACTS = CardFacts("run", "file:///teacher", "DMD", "abc", "1.0")
 

@@ -18,21 +18,21 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import Spec
 from dmd_api.runtime import Stage
-from dmd_trainer.conditions import Conditions
-from dmd_trainer.denoiser import Condition
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.fetch import local_path
-from dmd_trainer.generator import Generator
-from dmd_trainer.health import LASTING, RULES, WELL_AFTER, WINDOW, Health
-from dmd_trainer.health_probe import HealthProbe
-from dmd_trainer.losses import l2_regression_loss
-from dmd_trainer.pairs import Pairs, make_shard, shard_indices
-from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
-from dmd_trainer.solvers import Solver, heun, teacher_solver
-from dmd_trainer.storage import FileStorage
-from dmd_trainer.teachers import Teacher, load_teacher
-from dmd_trainer.text_encoder import TextEncoder
-from dmd_trainer.training import LOG_EVERY
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.data.pairs import Pairs, make_shard, shard_indices
+from dmd_trainer.diffusion.denoiser import Condition
+from dmd_trainer.diffusion.generator import Generator
+from dmd_trainer.diffusion.solvers import Solver, heun, teacher_solver
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.losses import l2_regression_loss
+from dmd_trainer.families.teacher import Teacher, load_teacher
+from dmd_trainer.families.text_encoder import TextEncoder
+from dmd_trainer.health.probe import HealthProbe
+from dmd_trainer.health.rules import LASTING, RULES, WELL_AFTER, WINDOW, Health
+from dmd_trainer.runtime.fetch import local_path
+from dmd_trainer.runtime.storage import FileStorage
+from dmd_trainer.training.loop import LOG_EVERY
 from tests.stages import RUN_KEY, run_stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -2,7 +2,7 @@
 
 import torch
 
-from dmd_trainer.keyed import Draws
+from dmd_trainer.diffusion.randomness import Draws
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:

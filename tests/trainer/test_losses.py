@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmd_trainer.denoiser import Denoiser, Prediction
-from dmd_trainer.losses import (
+from dmd_trainer.diffusion.denoiser import Denoiser, Prediction
+from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise, per_sample, schedule_from_scheduler
+from dmd_trainer.dmd.losses import (
     denoising_loss,
     distribution_matching_gradient,
     distribution_matching_loss,
     kl_weight,
     normalizer_weight,
 )
-from dmd_trainer.schedules import NoiseLevel, add_noise, per_sample, schedule_from_scheduler
 
 
 @pytest.fixture

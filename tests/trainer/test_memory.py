@@ -12,12 +12,12 @@ from torch import Tensor
 from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import DMDDistillation
-from dmd_trainer.architectures import KNOWN, guess_architecture, known_architecture, read_architecture
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.fake_step import LiveTensors, count_flops
-from dmd_trainer.losses import l2_regression_loss
-from dmd_trainer.memory import count_sizes, estimate_memory
-from dmd_trainer.teachers import load_teacher
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.losses import l2_regression_loss
+from dmd_trainer.families.architectures import KNOWN, guess_architecture, known_architecture, read_architecture
+from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.planning.fake_step import LiveTensors, count_flops
+from dmd_trainer.planning.memory import count_sizes, estimate_memory
 from tests.conftest import MANIFEST
 
 REGRESSION = {"name": "DMD", "regression": {"pairs": 4}}

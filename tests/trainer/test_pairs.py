@@ -10,13 +10,13 @@ import torch
 from dmd_api.errors import InterruptedRunError
 from dmd_api.loading import parse_manifest
 from dmd_api.runtime import Stage
-from dmd_trainer import pairs as pairs_module
-from dmd_trainer.context import StageContext
-from dmd_trainer.pairs import Pairs, download_shards, shard_files, shard_is_intact, shard_key
-from dmd_trainer.solvers import heun
+from dmd_trainer.data import pairs as pairs_module
+from dmd_trainer.data.pairs import Pairs, download_shards, shard_files, shard_is_intact, shard_key
+from dmd_trainer.diffusion.solvers import heun
+from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.runtime.context import StageContext
+from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.stages import prepare
-from dmd_trainer.storage import FileStorage
-from dmd_trainer.teachers import load_teacher
 
 PAIRS = 20
 

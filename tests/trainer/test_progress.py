@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 from dmd_api.runtime import Progress, Stage
-from dmd_trainer.progress import ProgressBoard, ProgressServer
+from dmd_trainer.runtime.progress import ProgressBoard, ProgressServer
 
 
 def get(server: ProgressServer, path: str) -> str:

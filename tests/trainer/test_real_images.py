@@ -18,14 +18,14 @@ from torch import Tensor
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer import image_set
-from dmd_trainer.digits import load_digits_images
-from dmd_trainer.emoji import load_emoji
-from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
-from dmd_trainer.real_images import RealImages, open_real_images
-from dmd_trainer.storage import FileStorage, open_storage
-from dmd_trainer.teachers import Teacher, load_teacher
-from dmd_trainer.text_encoder import TextEncoder
+from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.data import image_set
+from dmd_trainer.data.digits import load_digits_images
+from dmd_trainer.data.emoji import load_emoji
+from dmd_trainer.data.real_images import RealImages, open_real_images
+from dmd_trainer.families.teacher import Teacher, load_teacher
+from dmd_trainer.families.text_encoder import TextEncoder
+from dmd_trainer.runtime.storage import FileStorage, open_storage
 from dmdctl.local_runner import free_port
 from tests.servers import ACCESS_KEY, SECRET_KEY, start_s3
 from tests.trainer.test_storage import make_bucket

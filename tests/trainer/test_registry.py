@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from dmd_api.errors import InfrastructureError
-from dmd_trainer.export import CardFacts, call_arguments, export_pipeline
-from dmd_trainer.registry import GENERATOR_TAG, check_reachable, register_generator, set_alias
-from dmd_trainer.teachers import load_teacher
-from dmd_trainer.tracking import mlflow_client
+from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
+from dmd_trainer.publishing.registry import GENERATOR_TAG, check_reachable, register_generator, set_alias
+from dmd_trainer.tracking.tracker import mlflow_client
 from dmdctl.local_runner import free_port
 
 

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import Location, Regression
-from dmd_trainer.autoencoder import Pixels
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.losses import l2_regression_loss
-from dmd_trainer.regression import regression_loss
-from dmd_trainer.teachers import load_teacher
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.losses import l2_regression_loss
+from dmd_trainer.dmd.regression import regression_loss
+from dmd_trainer.families.autoencoder import Pixels
+from dmd_trainer.families.teacher import load_teacher
 from tests.conftest import MANIFEST
 
 

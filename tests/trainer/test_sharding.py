@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from dmd_api.loading import parse_manifest
-from dmd_trainer.conditions import Conditions
-from dmd_trainer.distillation import Distillation
-from dmd_trainer.losses import l2_regression_loss
-from dmd_trainer.teachers import Teacher, load_teacher
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.losses import l2_regression_loss
+from dmd_trainer.families.teacher import Teacher, load_teacher
 from tests.conftest import MANIFEST
 from tests.trainer.gradients import DoubleConditions
 from tests.trainer.test_text_to_image import conditions_of, noise_of

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.schedules import NoiseLevel, karras_sigmas, per_sample, schedule_from_scheduler
-from dmd_trainer.solvers import guide, heun, teacher_solver
-from dmd_trainer.teachers import load_teacher
+from dmd_trainer.diffusion.schedules import NoiseLevel, karras_sigmas, per_sample, schedule_from_scheduler
+from dmd_trainer.diffusion.solvers import guide, heun, teacher_solver
+from dmd_trainer.families.teacher import load_teacher
 
 EDM = schedule_from_scheduler({"_class_name": "EDMEulerScheduler"})
 MEAN, SPREAD = 0.3, 0.8
@@ -50,7 +50,7 @@ def test_heun_agrees_with_an_independent_implementation() -> None:
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM", "DPMSolverMultistep"])
 def test_diffusers_solvers_sample_as_a_pipeline_would(name: str, tiny_ddpm: Path) -> None:
-    from dmd_trainer.solvers import DIFFUSERS_SOLVERS
+    from dmd_trainer.diffusion.solvers import DIFFUSERS_SOLVERS
 
     teacher = load_teacher(tiny_ddpm)
     noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

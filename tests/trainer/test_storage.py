@@ -12,8 +12,8 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from dmd_api.errors import BadInputError, InfrastructureError
-from dmd_trainer import storage as storage_module
-from dmd_trainer.storage import KeyNotFoundError, Storage, open_storage
+from dmd_trainer.runtime import storage as storage_module
+from dmd_trainer.runtime.storage import KeyNotFoundError, Storage, open_storage
 from dmdctl.local_runner import free_port
 from tests.servers import ACCESS_KEY, SECRET_KEY, Server, failing_proxy, start_s3
 
@@ -152,7 +152,7 @@ def test_an_s3_server_that_stays_away_is_an_infrastructure_error(
 
 WRITER = """
 import sys
-from dmd_trainer.storage import open_storage
+from dmd_trainer.runtime.storage import open_storage
 storage = open_storage(sys.argv[1])
 while True:
     storage.write("object", bytes([65]) * 30_000_000)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.denoiser import Prediction
-from dmd_trainer.fetch import local_path
-from dmd_trainer.teachers import load_teacher
+from dmd_trainer.diffusion.denoiser import Prediction
+from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.runtime.fetch import local_path
 
 
 def test_the_schedule_and_prediction_come_from_the_models_own_scheduler(tiny_teacher: Path, tiny_ddpm: Path) -> None:

@@ -19,15 +19,15 @@ from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import Method, Prompts
 from dmd_api.runtime import Stage
-from dmd_trainer.export import CardFacts, call_arguments, check_exportable, export_pipeline
-from dmd_trainer.generator import Generator, generator_timesteps
-from dmd_trainer.prompts import PromptConditions, PromptEmbeddings, read_prompts
-from dmd_trainer.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings, read_prompts
+from dmd_trainer.diffusion.generator import Generator, generator_timesteps
+from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.evaluation.timing import measure_throughput
+from dmd_trainer.families.teacher import Teacher, load_teacher
+from dmd_trainer.families.text_encoder import TextEncoder
+from dmd_trainer.publishing.export import CardFacts, call_arguments, check_exportable, export_pipeline
+from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.stages import inputs
-from dmd_trainer.storage import FileStorage
-from dmd_trainer.teachers import Teacher, load_teacher
-from dmd_trainer.text_encoder import TextEncoder
-from dmd_trainer.throughput import measure_throughput
 from tests.stages import run_stage
 from tests.trainer.text_teachers import MAKERS, make_sd
 
@@ -142,8 +142,8 @@ def test_the_sampler_alone_is_timed_from_the_same_prompts(teacher: Teacher, guid
 
 def test_new_weights_are_the_same_on_every_rank(tmp_path: Path) -> None:
     from dmd_api.loading import parse_manifest
-    from dmd_trainer.distillation import Distillation
-    from dmd_trainer.losses import l2_regression_loss
+    from dmd_trainer.dmd.distillation import Distillation
+    from dmd_trainer.dmd.losses import l2_regression_loss
     from tests.conftest import MANIFEST
 
     teacher = load_teacher(MAKERS["sd"](tmp_path / "sd"))

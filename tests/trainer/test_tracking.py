@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dmd_trainer.storage import FileStorage
-from dmd_trainer.tracking import RUN_KEY_TAG, UNSENT, Tracker, mlflow_client, parameters
+from dmd_trainer.runtime.storage import FileStorage
+from dmd_trainer.tracking.tracker import RUN_KEY_TAG, UNSENT, Tracker, mlflow_client, parameters
 from dmdctl.local_runner import free_port
 from tests.servers import Server, start_mlflow
 
@@ -63,7 +63,7 @@ def test_a_server_that_is_away_loses_nothing_and_stops_nothing(
 
 
 def test_what_was_not_sent_is_sent_by_the_next_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dmd_trainer.tracking.CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr("dmd_trainer.tracking.tracker.CLOSE_SECONDS", 0.3)
     storage = tmp_path / "first" / "storage"
     lost = tracker(f"http://127.0.0.1:{free_port()}", tmp_path / "first")
     lost.log_metrics({"loss": 1.0}, 7)

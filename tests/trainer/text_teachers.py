@@ -16,8 +16,8 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from dmd_trainer.fetch import ASSETS
-from dmd_trainer.shrinking import WIDTH, small_text_config
+from dmd_trainer.families.shrinking import WIDTH, small_text_config
+from dmd_trainer.runtime.fetch import ASSETS
 
 
 def _tokenizer() -> Any:

@@ -11,7 +11,7 @@ def _main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] not in stages:
         print(f"usage: python -m dmd_trainer {{{','.join(stages)}}}", file=sys.stderr)
         return ExitCode.BAD_INPUT
-    from dmd_trainer.launcher import main
+    from dmd_trainer.runtime.launcher import main
 
     return main(Stage(sys.argv[1]))
 

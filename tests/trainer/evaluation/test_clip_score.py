@@ -11,13 +11,13 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer.conditions import Conditions
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
 from dmd_trainer.evaluation.clip_score import PREFIX, ClipScore, load_clip_score
 from dmd_trainer.evaluation.features import ClipFeatures, load_features
 from dmd_trainer.evaluation.measure import Samples, measure, score
-from dmd_trainer.fetch import ASSETS
-from dmd_trainer.prompts import PromptConditions, PromptEmbeddings
-from dmd_trainer.storage import FileStorage
+from dmd_trainer.runtime.fetch import ASSETS
+from dmd_trainer.runtime.storage import FileStorage
 
 CPU = torch.device("cpu")
 PROMPTS = ["a cat", "grinning face with smiling eyes", "a boat"]

@@ -12,10 +12,10 @@ from PIL import Image
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer.digits import load_digits_images
+from dmd_trainer.data.digits import load_digits_images
 from dmd_trainer.evaluation.features import InceptionFeatures, load_features
 from dmd_trainer.evaluation.reference import reference_features
-from dmd_trainer.storage import FileStorage
+from dmd_trainer.runtime.storage import FileStorage
 
 CPU = torch.device("cpu")
 DIGITS = Location(uri="builtin://digits-classifier")
@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from dmd_api.manifest import Location
-from dmd_trainer.conditions import Conditions
+from dmd_trainer.conditions.labels import Conditions
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.measure import Samples, measure
 torch.set_num_threads(1)

@@ -14,13 +14,13 @@ from torchvision.transforms.functional import center_crop
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer import image_set
-from dmd_trainer.conditions import Conditions
-from dmd_trainer.emoji import load_emoji
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.data import image_set
+from dmd_trainer.data.emoji import load_emoji
 from dmd_trainer.evaluation.features import FeatureExtractor
 from dmd_trainer.evaluation.measure import Samples, measure
 from dmd_trainer.evaluation.reference import check_reference, reference_features, square_images
-from dmd_trainer.storage import FileStorage
+from dmd_trainer.runtime.storage import FileStorage
 
 CPU = torch.device("cpu")
 SIZES = [(40, 30), (24, 24), (31, 64)]

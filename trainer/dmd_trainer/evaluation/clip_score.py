@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
 from dmd_trainer.evaluation.features import clip_digest, clip_image_embeddings, is_clip, load_clip, projected
-from dmd_trainer.fetch import local_path
+from dmd_trainer.runtime.fetch import local_path
 
 FIELD = "spec.evaluation.clip"
 WEIGHT = 100.0

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer.digits import DigitsClassifier
-from dmd_trainer.fetch import local_path
+from dmd_trainer.data.digits import DigitsClassifier
+from dmd_trainer.runtime.fetch import local_path
 
 DIGITS = "digits-classifier"
 

@@ -7,16 +7,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dmd_trainer.autoencoder import Pixels
-from dmd_trainer.conditions import Conditions
-from dmd_trainer.denoiser import Condition
-from dmd_trainer.distributed import rank_and_world_size
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.prompts import PromptConditions
+from dmd_trainer.diffusion.denoiser import Condition
+from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.distributed.collectives import rank_and_world_size
 from dmd_trainer.evaluation import metrics
 from dmd_trainer.evaluation.clip_score import ClipScore
 from dmd_trainer.evaluation.features import FeatureExtractor
 from dmd_trainer.evaluation.reference import square_images
-from dmd_trainer.keyed import Draws
-from dmd_trainer.prompts import PromptConditions
+from dmd_trainer.families.autoencoder import Pixels
 
 Sampler = Callable[[Tensor, Condition], Tensor]
 """(unit-variance noise [B, C, H, W], condition) -> images or latents [B, C, H, W]: a generator, or a solver."""

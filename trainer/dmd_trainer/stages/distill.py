@@ -10,21 +10,21 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dmd_api.errors import InfrastructureError
-from dmd_trainer.checkpoints import Checkpointer
-from dmd_trainer.conditions import Conditions
-from dmd_trainer.context import StageContext
-from dmd_trainer.distillation import Distillation, InitialWeights
-from dmd_trainer.distributed import barrier, broadcast_object, local_rank
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.data.pairs import Pairs, download_shards, shard_files
+from dmd_trainer.diffusion.generator import Generator
+from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.distributed.collectives import barrier, broadcast_object, local_rank
+from dmd_trainer.dmd.distillation import Distillation, InitialWeights
+from dmd_trainer.dmd.initial_weights import read_initial_weights
+from dmd_trainer.dmd.regression import regression_loss
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.measure import Samples, measure, score
 from dmd_trainer.evaluation.reference import reference_features
-from dmd_trainer.generator import Generator
-from dmd_trainer.health_probe import HealthProbe
-from dmd_trainer.initial_weights import read_initial_weights
-from dmd_trainer.keyed import Draws
-from dmd_trainer.pairs import Pairs, download_shards, shard_files
-from dmd_trainer.regression import regression_loss
-from dmd_trainer.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.families.teacher import Teacher
+from dmd_trainer.health.probe import HealthProbe
+from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.inputs import (
     clip_score,
     evaluation_conditions,
@@ -33,8 +33,8 @@ from dmd_trainer.stages.inputs import (
     training_conditions,
 )
 from dmd_trainer.stages.prepare import make_shards
-from dmd_trainer.teachers import Teacher
-from dmd_trainer.training import train
+from dmd_trainer.training.checkpoints import Checkpointer
+from dmd_trainer.training.loop import train
 
 GRID_ROWS, GRID_COLUMNS = 4, 10
 HISTORY = "history.json"

@@ -13,23 +13,23 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dmd_api.manifest import manifest_hash
-from dmd_trainer.best import load_best
-from dmd_trainer.conditions import Conditions
-from dmd_trainer.context import StageContext
-from dmd_trainer.distributed import barrier, broadcast_object
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.diffusion.generator import Generator, generator_timesteps
+from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.distributed.collectives import barrier, broadcast_object
 from dmd_trainer.evaluation.features import FeatureExtractor, load_features
 from dmd_trainer.evaluation.measure import Measured, Sampler, Samples, measure, score
 from dmd_trainer.evaluation.pictures import curves_picture, image_grid, png, training_picture
 from dmd_trainer.evaluation.reference import reference_features
 from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay, check_gate
-from dmd_trainer.export import CardFacts, call_arguments, export_pipeline, generator_network
-from dmd_trainer.generator import Generator, generator_timesteps
-from dmd_trainer.keyed import Draws
-from dmd_trainer.registry import GENERATOR_TAG, finish_run, register_generator, set_alias
-from dmd_trainer.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.families.teacher import Teacher
+from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline, generator_network
+from dmd_trainer.publishing.registry import GENERATOR_TAG, finish_run, register_generator, set_alias
+from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.distill import HISTORY, evaluation_samples, grid_samples
 from dmd_trainer.stages.inputs import evaluation_conditions, read_teacher, training_conditions
-from dmd_trainer.teachers import Teacher
+from dmd_trainer.training.best import load_best
 
 REPORT = "report.json"
 METHODS = {

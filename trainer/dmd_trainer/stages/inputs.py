@@ -7,14 +7,14 @@ import torch
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Prompts
-from dmd_trainer.conditions import Conditions
-from dmd_trainer.context import StageContext
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings, read_prompts
+from dmd_trainer.data.real_images import RealImages, open_real_images
 from dmd_trainer.evaluation.clip_score import ClipScore, load_clip_score
-from dmd_trainer.fetch import local_path
-from dmd_trainer.prompts import PromptConditions, PromptEmbeddings, read_prompts
-from dmd_trainer.real_images import RealImages, open_real_images
-from dmd_trainer.teachers import WEIGHTS, Teacher, load_teacher
-from dmd_trainer.text_encoder import TextEncoder
+from dmd_trainer.families.teacher import WEIGHTS, Teacher, load_teacher
+from dmd_trainer.families.text_encoder import TextEncoder
+from dmd_trainer.runtime.context import StageContext
+from dmd_trainer.runtime.fetch import local_path
 
 
 def read_teacher(context: StageContext) -> Teacher:

@@ -10,15 +10,16 @@ from torch import nn
 from dmd_api import runtime
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location, Spec
-from dmd_trainer.context import StageContext
+from dmd_trainer.diffusion.solvers import guide, teacher_solver
+from dmd_trainer.dmd.gan import FakeScore
+from dmd_trainer.dmd.initial_weights import check_initial_weights, read_initial_weights
+from dmd_trainer.dmd.regression import regression_loss
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.reference import check_reference
-from dmd_trainer.export import check_exportable
-from dmd_trainer.gan import FakeScore
-from dmd_trainer.initial_weights import check_initial_weights, read_initial_weights
-from dmd_trainer.registry import check_reachable
-from dmd_trainer.regression import regression_loss
-from dmd_trainer.solvers import guide, teacher_solver
+from dmd_trainer.families.teacher import Teacher
+from dmd_trainer.publishing.export import check_exportable
+from dmd_trainer.publishing.registry import check_reachable
+from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.inputs import (
     clip_score,
     evaluation_conditions,
@@ -26,7 +27,6 @@ from dmd_trainer.stages.inputs import (
     real_images,
     training_conditions,
 )
-from dmd_trainer.teachers import Teacher
 
 
 def run(context: StageContext) -> dict[str, Any]:

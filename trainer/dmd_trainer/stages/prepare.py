@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from dmd_api.manifest import Regression
-from dmd_trainer.context import StageContext
-from dmd_trainer.pairs import make_shard, shard_count, shard_indices, shard_is_intact, write_shard
-from dmd_trainer.solvers import teacher_solver
+from dmd_trainer.data.pairs import make_shard, shard_count, shard_indices, shard_is_intact, write_shard
+from dmd_trainer.diffusion.solvers import teacher_solver
+from dmd_trainer.families.teacher import Teacher
+from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.inputs import read_teacher, training_conditions
-from dmd_trainer.teachers import Teacher
 
 
 def run(context: StageContext) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Pairs, real images, and what ships with the trainer."""

@@ -1,0 +1,1 @@
+"""Noise schedules, denoisers, samplers and keyed randomness: tensors alone, no file and no process."""

@@ -1,0 +1,1 @@
+"""What several processes agree on, and how networks are shared among them."""

@@ -1,0 +1,1 @@
+"""Distribution Matching Distillation: its losses, its networks and its step."""

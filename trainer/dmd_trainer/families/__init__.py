@@ -1,0 +1,1 @@
+"""Teachers by family: everything that a diffusers pipeline does around its network."""

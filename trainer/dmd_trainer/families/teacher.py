@@ -1,0 +1,225 @@
+"""Teachers, loaded from diffusers' format."""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from dmd_api.errors import BadInputError
+from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Prediction
+from dmd_trainer.diffusion.schedules import schedule_from_scheduler
+from dmd_trainer.families.autoencoder import Autoencoder, Pixels
+from dmd_trainer.families.networks.song_unet import SongUNet
+
+PIXEL_NETWORKS = ("UNet2DModel", "SongUNet")
+TEXT_NETWORKS = ("UNet2DConditionModel", "SD3Transformer2DModel")
+WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+"""What computes with frozen weights; those of fp8 are kept in `torch.float8_e4m3fn` between their layers' calls."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen diffusion model and what there is to know about it.
+
+    Attributes:
+        denoiser: the network behind its preconditioning; its parameters require no gradient.
+        directory: the diffusers pipeline it came from.
+        sample_shape: (C, H, W) of what it denoises.
+        num_class_embeds: how many labels its network embeds; None where it embeds none.
+        digest: SHA-256 of its weights and configurations, which keys what is cached about it.
+        autoencoder: between images and what it denoises.
+        takes_text: whether it is conditioned on prompts.
+        offloaded: whether its network's weights stay in the host's memory between calls.
+    """
+
+    denoiser: Denoiser
+    directory: Path
+    sample_shape: tuple[int, int, int]
+    num_class_embeds: int | None
+    digest: str
+    autoencoder: Pixels
+    takes_text: bool = False
+    offloaded: bool = False
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+        channels, height, width = self.sample_shape
+        scale = self.autoencoder.scale
+        return self.autoencoder.image_channels or channels, height * scale, width * scale
+
+    @property
+    def added_conditions(self) -> Condition:
+        """What the network is told beside text, each [1, ...]: SDXL's sizes, of an image that was not cropped."""
+        if getattr(self.denoiser.network.config, "addition_embed_type", None) != "text_time":
+            return {}
+        _, height, width = self.image_shape
+        return {"time_ids": torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)}
+
+    def trainable_network(self) -> nn.Module:
+        """A copy of its network in float32 or wider, all of it trainable, on the teacher's device."""
+        network = self.denoiser.network
+        # What is narrow has lost digits, and what comes and goes by hooks cannot be copied.
+        if self.offloaded or any(p.dtype.itemsize < 4 for p in network.parameters()):
+            device = self.denoiser.schedule.sigmas.device
+            return _load_network(self.directory, *_network_folder(self.directory)).to(device).requires_grad_(True)
+        # Evaluation mode stays: a distilled network has no use for dropout.
+        return copy.deepcopy(network).requires_grad_(True)
+
+    def conditions(self, class_count: int | None) -> Conditions:
+        """The conditions this teacher can be given with `class_count` classes (None: unconditional).
+
+        Raises:
+            BadInputError: the teacher embeds another number of classes.
+        """
+        if self.takes_text:
+            raise BadInputError("spec.data.prompts: missing; the teacher takes text: give the URI of prompts")
+        embedded = self.num_class_embeds
+        if (class_count is None) != (embedded is None):
+            wants = "no class labels" if embedded is None else f"class labels (it embeds {embedded})"
+            raise BadInputError(f"spec.data.classLabels: the teacher takes {wants}; make the manifest agree with it")
+        if class_count is None or embedded is None:
+            return Conditions()
+        if class_count not in (embedded, embedded - 1):
+            raise BadInputError(
+                f"spec.data.classLabels.count: {class_count}, but the teacher embeds {embedded} labels; "
+                f"use {embedded}, or {embedded - 1} where the last one stands for no class"
+            )
+        return Conditions(class_count, class_count if class_count == embedded - 1 else None)
+
+
+def load_teacher(
+    directory: Path,
+    *,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+    weights: str = "fp32",
+    offload: bool = False,
+) -> Teacher:
+    """Loads a teacher from a folder in diffusers format.
+
+    Args:
+        directory: holds `model_index.json`, `scheduler/`, `unet/` or `transformer/`, and `vae/` for latents.
+        device: where the network goes.
+        autocast: the dtype that the network runs in, see `Denoiser`.
+        weights: what the frozen weights are kept in: fp32, bf16 or fp8.
+        offload: whether they stay in the host's memory between calls.
+
+    Raises:
+        BadInputError: it is no diffusers pipeline, or one of its parts is missing or of a kind not known here.
+    """
+    folder, kind = _network_folder(directory)
+    scheduler = _read_json(directory / "scheduler" / "scheduler_config.json", "the teacher has no scheduler/")
+    schedule = schedule_from_scheduler(scheduler)
+    network = _load_network(directory, folder, kind).requires_grad_(False)
+    size = network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
+    if not height or network.config.in_channels != network.config.out_channels:
+        raise BadInputError(
+            f"{directory}/{folder}/config.json: needs a sample_size and as many out_channels as in_channels"
+        )
+    latent = kind in TEXT_NETWORKS
+    autoencoder = Autoencoder(directory, WEIGHTS[weights]) if latent else Pixels()
+    _place(network, torch.device(device), weights, offload)
+    classes = getattr(network.config, "num_class_embeds", None)
+    return Teacher(
+        # Weights of 8 or 16 bits have no products with float32: their network runs in bfloat16.
+        denoiser=Denoiser(
+            network,
+            schedule.to(device),
+            _prediction(scheduler),
+            autocast if weights == "fp32" else torch.bfloat16,
+        ),
+        directory=directory,
+        sample_shape=(int(network.config.in_channels), int(height), int(width)),
+        num_class_embeds=classes if getattr(network, "class_embedding", None) is not None else None,
+        digest=_digest(directory),
+        autoencoder=autoencoder.to(device),
+        takes_text=latent,
+        offloaded=offload,
+    )
+
+
+def _network_folder(directory: Path) -> tuple[str, str]:
+    """Where a pipeline's network lies, and of what class it is."""
+    _read_json(directory / "model_index.json", "the teacher is not a diffusers pipeline")
+    folder = "transformer" if (directory / "transformer").is_dir() else "unet"
+    kind = str(_read_json(directory / folder / "config.json", "the teacher has no unet/").get("_class_name"))
+    known = (*PIXEL_NETWORKS, *TEXT_NETWORKS)
+    if kind not in known:
+        raise BadInputError(f"{directory}/{folder}: {kind} is not supported; use a {' or '.join(known)}")
+    return folder, kind
+
+
+def _load_network(directory: Path, folder: str, kind: str) -> Any:
+    # EDM's network for CIFAR-10 is none of diffusers', but is loaded like one.
+    network_class = SongUNet if kind == "SongUNet" else getattr(diffusers, kind)
+    try:
+        network = network_class.from_pretrained(directory, subfolder=folder, use_safetensors=True)
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        raise BadInputError(
+            f"{directory}/{folder}: the weights cannot be loaded ({_first_line(error)}); "
+            "save the pipeline again with save_pretrained(..., safe_serialization=True)"
+        ) from error
+    return network.float().eval()
+
+
+def _place(network: Any, device: torch.device, weights: str, offload: bool) -> None:
+    """Brings a frozen network to where and how it is kept, by diffusers' own means."""
+    if weights == "bf16":
+        network.to(torch.bfloat16)
+    elif weights == "fp8":
+        network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    if offload:
+        streams = device.type == "cuda"  # the next layer's weights come while this one computes
+        network.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=streams)
+    else:
+        network.to(device)
+
+
+def _prediction(scheduler: dict[str, Any]) -> Prediction:
+    name = str(scheduler["_class_name"])
+    if name.startswith("FlowMatch"):
+        return Prediction.FLOW
+    kind = str(scheduler.get("prediction_type", "epsilon"))
+    if name.startswith(("EDM", "CMStochastic")):
+        if kind != "epsilon":
+            raise BadInputError(f"scheduler_config.json: prediction_type {kind} of an EDM teacher is not supported")
+        return Prediction.EDM
+    if kind not in {"epsilon", "v_prediction", "sample"}:
+        raise BadInputError(f"scheduler_config.json: prediction_type {kind} is not known to diffusers")
+    return Prediction(kind)
+
+
+def _digest(directory: Path) -> str:
+    """Of what decides the teacher's output: the configurations and weights, not its model card."""
+    total = hashlib.sha256()
+    for path in sorted([*directory.rglob("*.json"), *directory.rglob("*.safetensors")]):
+        total.update(str(path.relative_to(directory)).encode() + b"\0")
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: missing: {otherwise}; save one with DiffusionPipeline.save_pretrained") from error
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path}: cannot be read ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise BadInputError(f"{path}: is not a JSON object")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

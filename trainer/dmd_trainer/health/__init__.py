@@ -1,0 +1,1 @@
+"""Measures of a training's health and what they mean."""

@@ -1,0 +1,1 @@
+"""What a run takes, found without running it."""

@@ -1,0 +1,281 @@
+"""One training step on tensors without data: how much its activations hold, and how much its passes compute.
+
+The networks are the configured ones at their real sizes, the passes those of `docs/method.md` in their order, and
+every tensor is a fake one (`FakeTensorMode`): shapes, dtypes and lifetimes are as in the real step, contents are not.
+"""
+
+import copy
+import warnings
+import weakref
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from dmd_api.manifest import Lora
+from dmd_trainer.dmd.gan import FakeScore, discriminator_loss, generator_loss
+from dmd_trainer.dmd.lora import add_lora
+from dmd_trainer.dmd.regression import LPIPS_SIZE
+from dmd_trainer.families.architectures import Architecture
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all tensor storages that operations below it make, from birth to death.
+
+    Attributes:
+        now: bytes alive.
+        peak: the most that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, Tensor):
+                self._add(value)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            del self._alive[key]
+
+        self._alive[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What decides a step's activations.
+
+    Attributes:
+        micro_batch: samples that pass the networks at once.
+        guided: the teacher sees each sample with and without its condition.
+        pairs: the generator passes as many noises of ODE pairs beside.
+        lpips: and they are compared by LPIPS, decoded where there is a VAE.
+        gan: a head on the fake score's bottleneck tells real and generated samples apart.
+        matching: there is a fake score to match distributions with; otherwise the regression on pairs is all.
+        bf16: the networks run under autocast.
+        teacher_bf16: the teacher does, since its weights are of 16 or 8 bits.
+        gathered: weights are gathered in the dtype of the computation (FSDP), so that no casts of them are kept.
+        checkpointing: activations are computed again in the backward pass.
+        lora: the generator's adapters, None to train all of it.
+        gpu: follows the GPU's autocast, which normalises in float32, unlike the CPU's.
+    """
+
+    micro_batch: int
+    guided: bool = False
+    pairs: bool = False
+    lpips: bool = False
+    gan: bool = False
+    matching: bool = True
+    bf16: bool = False
+    teacher_bf16: bool = False
+    gathered: bool = False
+    checkpointing: bool = False
+    lora: Lora | None = None
+    gpu: bool = True
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of a sample's forward pass; a backward pass has about twice as many.
+
+    Attributes:
+        network: of the denoising network.
+        decoder: of the VAE's decoder; 0 without one.
+    """
+
+    network: float
+    decoder: float
+
+
+@lru_cache(maxsize=64)
+def measure_activations(architecture: Architecture, shape: StepShape) -> int:
+    """The most bytes that a step's tensors hold at once, without weights, their gradients and states."""
+    step = _Step(architecture, shape)
+    with FakeTensorMode():
+        step.fill()
+        with step.live:
+            if shape.matching:
+                step.update_generator()
+                step.update_fake_score()
+            else:
+                step.regress()
+    return step.live.peak
+
+
+@lru_cache(maxsize=16)
+def count_flops(architecture: Architecture) -> Flops:
+    """Counts the operations of one sample's forward passes."""
+    network = architecture.build_network()
+    decoder: Any = None if architecture.decoder is None else architecture.build_decoder()
+    with FakeTensorMode(), torch.no_grad():
+        sample, time = torch.empty(1, *architecture.sample_shape), torch.empty(1)
+        _fill(network)
+        with FlopCounterMode(display=False) as counter:
+            network(sample, timestep=time, **architecture.conditions(1), return_dict=False)
+        passes = float(counter.get_total_flops())
+        if decoder is None:
+            return Flops(passes, 0.0)
+        _fill(decoder)
+        with FlopCounterMode(display=False) as counter:
+            decoder.decode(sample)
+        return Flops(passes, float(counter.get_total_flops()))
+
+
+class _Step:
+    """The step's networks and passes; made and run below a `FakeTensorMode`."""
+
+    def __init__(self, architecture: Architecture, shape: StepShape) -> None:
+        self.architecture, self.shape = architecture, shape
+        self.live = LiveTensors()
+        network: Any = architecture.build_network()
+        if shape.checkpointing:
+            network.enable_gradient_checkpointing()
+        self.teacher = copy.deepcopy(network).requires_grad_(False)
+        self.generator = network
+        with torch.device("meta"):
+            self.fake_score = FakeScore(copy.deepcopy(network), gan=shape.gan)
+            if shape.lora is not None:
+                add_lora(network, shape.lora)
+        self.vae: Any = None
+        self.distance: nn.Module | None = None
+        if shape.lpips:
+            import lpips
+
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of lpips' own call of torchvision
+                distance = lpips.LPIPS(pretrained=False, net="vgg", pnet_rand=True, verbose=False)
+            self.distance = distance.requires_grad_(False)
+            if architecture.decoder is not None:
+                self.vae = architecture.build_decoder().requires_grad_(False)
+
+    def fill(self) -> None:
+        """Gives the networks fake weights: until then they are on the meta device, which has no lifetimes."""
+        shape = self.shape
+        narrow = shape.bf16 and shape.gathered
+        _fill(self.teacher, narrow or shape.teacher_bf16)
+        for network in (self.generator, self.fake_score):
+            _fill(network, narrow)
+            for parameter in network.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        for frozen in (self.vae, self.distance):
+            if frozen is not None:
+                _fill(frozen)
+        if shape.gpu:
+            for network in (self.teacher, self.generator, self.fake_score):
+                for module in network.modules():
+                    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+                        module.register_forward_pre_hook(_in_float32)
+
+    def update_generator(self) -> None:
+        """The generator's passes, scores, losses and backward pass."""
+        shape, batch = self.shape, self.shape.micro_batch
+        images = self._denoise(self.generator, self._samples(batch * (2 if shape.pairs else 1)))
+        x, pairs = (images[:batch], images[batch:]) if shape.pairs else (images, None)
+        with torch.no_grad():
+            x_t = x + torch.empty_like(x)
+            mu_real = self._denoise(self.teacher, torch.cat([x_t, x_t]) if shape.guided else x_t)[:batch]
+            target = x - (self._denoise(self.fake_score, x_t) - mu_real)
+        loss = 0.5 * F.mse_loss(x, target)
+        if shape.gan:
+            loss = loss + generator_loss(self._classify(x))
+        if pairs is not None:
+            loss = loss + self._regression(pairs, torch.empty_like(pairs))
+        torch.autograd.backward([loss])
+
+    def regress(self) -> None:
+        """The generator's only pass and its backward pass, where the regression is all."""
+        x = self._denoise(self.generator, self._samples(self.shape.micro_batch))
+        torch.autograd.backward([self._regression(x, torch.empty_like(x))])
+
+    def update_fake_score(self) -> None:
+        """The denoising loss on generated samples, and the GAN head's on both kinds."""
+        batch = self.shape.micro_batch
+        x = self._samples(batch)
+        loss = F.mse_loss(self._denoise(self.fake_score, x + torch.empty_like(x)), torch.empty_like(x))
+        if self.shape.gan:
+            loss = loss + discriminator_loss(self._classify(torch.empty_like(x)), self._classify(x))
+        torch.autograd.backward([loss])
+
+    def _samples(self, batch: int) -> Tensor:
+        return torch.empty(batch, *self.architecture.sample_shape)
+
+    def _denoise(self, network: nn.Module, x_t: Tensor) -> Tensor:
+        """x0 = skip x_t + out F(into x_t)."""
+        scale = torch.empty(len(x_t), 1, 1, 1)
+        return scale * x_t + scale * self._call(network, x_t).to(x_t.dtype)
+
+    def _classify(self, x: Tensor) -> Tensor:
+        return self._call(self.fake_score, x + torch.empty_like(x), classify=True).to(x.dtype)
+
+    def _call(self, network: nn.Module, x_t: Tensor, **options: Any) -> Tensor:
+        bf16 = self.shape.bf16 or (network is self.teacher and self.shape.teacher_bf16)
+        conditions = self.architecture.conditions(len(x_t))
+        into = torch.empty(len(x_t), 1, 1, 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            return network(into * x_t, timestep=torch.empty(len(x_t)), **conditions, return_dict=False, **options)[0]
+
+    def _regression(self, generated: Tensor, reference: Tensor) -> Tensor:
+        if not self.shape.lpips:
+            return F.mse_loss(generated, reference)
+        with torch.no_grad():
+            reference = self._decode(reference)
+        assert self.distance is not None, "LPIPS has its network"
+        return self.distance(self._decode(generated), reference).mean()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Images; with gradients one at a time, their activations made again (`autoencoder.py`)."""
+        if self.architecture.decoder is None:
+            images = latents.expand(-1, 3, -1, -1)
+            return F.interpolate(images, LPIPS_SIZE, mode="bilinear") if images.shape[-1] < LPIPS_SIZE else images
+
+        def decode(part: Tensor) -> Tensor:
+            return self.vae.decode(part / 1.0, return_dict=False)[0]
+
+        if not latents.requires_grad:
+            return decode(latents)
+        return torch.cat([checkpoint(decode, part, use_reentrant=False) for part in latents.split(1)])
+
+
+def _fill(network: nn.Module, narrow: bool = False) -> nn.Module:
+    """Replaces weights on the meta device by fake ones on the CPU, if `narrow` in bfloat16 but for normalisations."""
+    for module in network.modules():
+        keeps = not narrow or isinstance(module, nn.GroupNorm | nn.LayerNorm)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                fake = torch.empty(parameter.shape, dtype=parameter.dtype if keeps else torch.bfloat16)
+                module._parameters[name] = nn.Parameter(fake, parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return network
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _in_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # Outside autocast the samples are of this type already.
+    return (inputs[0].float(), *inputs[1:])

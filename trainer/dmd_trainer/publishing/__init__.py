@@ -1,0 +1,1 @@
+"""The exported pipeline and the model registry."""

@@ -1,0 +1,1 @@
+"""The processes of a stage: launcher, workers, context, storage."""

@@ -1,0 +1,84 @@
+"""From a URI to a local path: teachers, feature networks, data sets."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from dmd_api.errors import BadInputError, InfrastructureError
+from dmd_api.uris import parse_uri
+from dmd_trainer.runtime.storage import CLAIMS, open_storage
+
+ASSETS = Path(str(files("dmd_trainer"))) / "assets"
+"""What `builtin://` names: the models that ship with the trainer."""
+
+
+def local_path(uri: str, scratch: Path) -> Path:
+    """The file or folder that `uri` names, downloaded below `scratch` where it is remote.
+
+    Raises:
+        BadInputError: there is nothing at the URI, or its scheme cannot be read from.
+        InfrastructureError: the hub or the storage does not answer.
+    """
+    parsed = parse_uri(uri)
+    match parsed.scheme:
+        case "builtin":
+            path = ASSETS / parsed.path
+        case "file":
+            path = Path(parsed.path)
+        case "pvc":
+            path = CLAIMS / parsed.path
+        case "s3":
+            path = _from_storage(uri, scratch)
+        case "hf":
+            path = _from_hub(parsed.path)
+        case "models":
+            path = _from_registry(uri, scratch)
+        case other:
+            raise BadInputError(f"{uri}: {other}:// cannot be read from; use file://, s3://, hf:// or models:/")
+    if not path.exists():
+        raise BadInputError(f"{uri}: there is nothing at {path}; check the URI")
+    return path
+
+
+def _from_storage(uri: str, scratch: Path) -> Path:
+
+    storage = open_storage(uri)
+    folder = scratch / "fetched" / uri.removeprefix("s3://").replace("/", "_")
+    keys = storage.list("")
+    if not keys:
+        # Not a folder: the URI may name one object.
+        parent, _, name = uri.rpartition("/")
+        target = folder / name
+        open_storage(parent).download(name, target)
+        return target
+    for key in keys:
+        storage.download(key, folder / key)
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None))
+    except GatedRepoError as error:
+        raise BadInputError(
+            f"hf://{name}: access is gated; accept its terms on the hub and give spec.huggingFace.credentialsSecretRef "
+            "(locally: HF_TOKEN)"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise BadInputError(
+            f"hf://{name}: no such repository, or a private one; check the name, or give HF_TOKEN"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InfrastructureError(f"hf://{name}: the hub does not answer ({error}); is there a network?") from error
+
+
+def _from_registry(uri: str, scratch: Path) -> Path:
+    import mlflow
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(scratch / "fetched")))
+    except mlflow.exceptions.MlflowException as error:
+        raise BadInputError(f"{uri}: {error.message}; check the name and the tracking server") from error
