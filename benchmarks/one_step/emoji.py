@@ -35,7 +35,7 @@ from dmd_trainer.data.emoji import load_emoji
 from dmd_trainer.data.pairs import Pairs
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.generator import Generator
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise, per_sample
 from dmd_trainer.diffusion.solvers import guide, teacher_solver
 from dmd_trainer.dmd.distillation import Distillation
@@ -151,9 +151,9 @@ def make_pairs(setting: Setting, evaluations: int) -> PromptPairs:
     noises, solutions, prompts = [], [], []
     total = evaluations // PAIR_COST
     for start in range(0, total, 128):
-        draws = Draws(setting.seed, "pairs", 0, range(start, min(start + 128, total)))
-        drawn = setting.conditions.draw(draws)
-        noise = draws.normal(setting.teacher.sample_shape)
+        random = KeyedRandom(setting.seed, "pairs", 0, range(start, min(start + 128, total)))
+        drawn = setting.conditions.draw(random)
+        noise = random.normal(setting.teacher.sample_shape)
         noises.append(noise)
         solutions.append(solver(noise, setting.conditions.embed(drawn, CPU)))
         prompts.append(drawn["prompt"])
@@ -204,13 +204,13 @@ def consistency(setting: Setting, learning_rate: float) -> Sampler:
 
     def loss(student: Denoiser) -> Tensor:
         follow(target.network, student.network, TARGET_DECAY)
-        draws = Draws(setting.seed, "consistency", next(step), range(BATCH))
-        drawn = setting.conditions.draw(draws)
+        random = KeyedRandom(setting.seed, "consistency", next(step), range(BATCH))
+        drawn = setting.conditions.draw(random)
         condition = setting.conditions.embed(drawn, CPU)
         # 19, 39, ... 999: the solver's steps end where other steps begin, and the last at 0.
-        index = SKIP * draws.integers(1, len(schedule) // SKIP + 1) - 1
+        index = SKIP * random.integers(1, len(schedule) // SKIP + 1) - 1
         level, following = schedule.at(index), schedule.at((index - SKIP).clamp_min(0))
-        x = add_noise(setting.latents[drawn["prompt"]], draws.normal(setting.teacher.sample_shape), level)
+        x = add_noise(setting.latents[drawn["prompt"]], random.normal(setting.teacher.sample_shape), level)
         with torch.no_grad():
             stepped = ddim_step(x, guided(x, level, condition), level, following)
             goal = consistency_function(target, stepped, following, condition)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmd_trainer.diffusion.denoiser import Condition
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import heun
 from dmd_trainer.families.teacher import Teacher
 
@@ -53,8 +53,8 @@ def make_pairs(teacher: Teacher, evaluations: int, seed: int) -> TeacherPairs:
     chunks = _made.setdefault((teacher.digest, seed), [])
     while len(chunks) * CHUNK < count:
         start = len(chunks) * CHUNK
-        draws = Draws(seed, "pairs", 0, range(start, start + CHUNK))
-        labels, noise = draws.integers(0, 10), draws.normal(teacher.sample_shape)
+        random = KeyedRandom(seed, "pairs", 0, range(start, start + CHUNK))
+        labels, noise = random.integers(0, 10), random.normal(teacher.sample_shape)
         images = heun(teacher.denoiser, teacher.denoiser.schedule, noise, {"class_labels": labels}, STEPS)
         chunks.append(TeacherPairs(noise, images, labels))
     columns = ((chunk.noise, chunk.images, chunk.labels) for chunk in chunks)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.one_step.setting import CLASSES, Sampler, digits_teacher
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.evaluation.features import DigitsFeatures
 from dmd_trainer.evaluation.metrics import frechet_distance, precision, recall
 from dmd_trainer.runtime.fetch import local_path
@@ -22,8 +22,8 @@ def measure(sampler: Sampler, seed: int, samples: int = SAMPLES) -> dict[str, fl
     real = extractor.extract(images)[0]
     features, correct = [], []
     for start in range(0, samples, BATCH):
-        draws = Draws(seed, "evaluation", 0, range(start, min(start + BATCH, samples)))
-        labels, noise = draws.integers(0, CLASSES), draws.normal(teacher.sample_shape)
+        random = KeyedRandom(seed, "evaluation", 0, range(start, min(start + BATCH, samples)))
+        labels, noise = random.integers(0, CLASSES), random.normal(teacher.sample_shape)
         found, predicted = extractor.extract(sampler(noise, {"class_labels": labels}).clamp(-1, 1))
         features.append(found)
         correct.append(predicted == labels)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmd_trainer.diffusion.denoiser import Condition
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 
 Drawn = Mapping[str, Tensor]
 """A batch's conditions by number: {"class_labels": [B]}, {"prompt": [B]}, or {}."""
@@ -18,7 +18,7 @@ Drawn = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Conditions:
-    """Draws and makes the condition of a batch.
+    """KeyedRandom and makes the condition of a batch.
 
     Attributes:
         class_count: how many classes there are; None for an unconditional teacher.
@@ -33,11 +33,11 @@ class Conditions:
         """What tells these conditions from others, for the keys of caches."""
         return f"classes-{self.class_count}"
 
-    def draw(self, draws: Draws) -> dict[str, Tensor]:
-        """The conditions of a batch, each class as likely as another; always the first numbers taken from `draws`."""
+    def draw(self, random: KeyedRandom) -> dict[str, Tensor]:
+        """The conditions of a batch, each class as likely as another; always the first numbers taken from `random`."""
         if self.class_count is None:
             return {}
-        return {"class_labels": draws.integers(0, self.class_count)}
+        return {"class_labels": random.integers(0, self.class_count)}
 
     def in_turn(self, count: int) -> dict[str, Tensor]:
         """`count` conditions one after the other, for pictures: class after class, and from the start again."""

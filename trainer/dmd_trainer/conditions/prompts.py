@@ -17,7 +17,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.manifest import Prompts
 from dmd_trainer.conditions.labels import Conditions, Drawn
 from dmd_trainer.diffusion.denoiser import Condition
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.families.text_encoder import TextEncoder
 from dmd_trainer.runtime.fetch import local_path
 from dmd_trainer.runtime.storage import Storage
@@ -169,10 +169,10 @@ class PromptConditions(Conditions):
         """All prompts."""
         return self.embeddings.prompts
 
-    def draw(self, draws: Draws) -> dict[str, Tensor]:
+    def draw(self, random: KeyedRandom) -> dict[str, Tensor]:
         if self.one_by_one:
-            return {"prompt": torch.tensor(draws.indices) % len(self.prompts)}
-        return {"prompt": draws.integers(0, len(self.prompts))}
+            return {"prompt": torch.tensor(random.indices) % len(self.prompts)}
+        return {"prompt": random.integers(0, len(self.prompts))}
 
     def in_turn(self, count: int) -> dict[str, Tensor]:
         """Spread over all prompts: neighbours in a list are often alike."""

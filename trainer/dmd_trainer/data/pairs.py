@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dmd_trainer.conditions.labels import Conditions
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import Solver
 from dmd_trainer.runtime.storage import Storage
 
@@ -69,9 +69,9 @@ def make_shard(
     images: list[Tensor] = []
     labels: dict[str, list[Tensor]] = {}
     for start in range(indices.start, indices.stop, SOLVER_BATCH):
-        draws = Draws(seed, "pairs", 0, range(start, min(start + SOLVER_BATCH, indices.stop)))
-        drawn = conditions.draw(draws)
-        noise = draws.normal(sample_shape)
+        random = KeyedRandom(seed, "pairs", 0, range(start, min(start + SOLVER_BATCH, indices.stop)))
+        drawn = conditions.draw(random)
+        noise = random.normal(sample_shape)
         noises.append(noise)
         images.append(solver(noise.to(device), conditions.embed(drawn, device)).cpu())
         for key, value in drawn.items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-class Draws:
+class KeyedRandom:
     """The random numbers of a batch: one generator a sample, each call drawing the next numbers of every sample.
 
     Args:

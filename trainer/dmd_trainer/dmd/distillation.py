@@ -21,7 +21,7 @@ from dmd_trainer.data.pairs import Pairs
 from dmd_trainer.data.real_images import RealImages
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.generator import Generator, generator_timesteps
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise, middle_indices
 from dmd_trainer.diffusion.solvers import guide
 from dmd_trainer.distributed.collectives import local_slice
@@ -226,11 +226,11 @@ class Distillation:
         if self.fake_score_network is not None:
             self.fake_score_network.requires_grad(False)
         for indices in self.micro_batches:
-            draws = Draws(self.training.seed, "generator update", step, indices)
+            random = KeyedRandom(self.training.seed, "generator update", step, indices)
             if self.mu_fake is None:
-                losses = {"regression": self._regression_alone(draws)}
+                losses = {"regression": self._regression_alone(random)}
             else:
-                losses, generated = self._generator_losses(self.mu_fake, draws, number)
+                losses, generated = self._generator_losses(self.mu_fake, random, number)
                 images.append(generated)
             share = len(indices) / self.local_batch
             set_gradient_sync(self.generator_network.module, indices is self.micro_batches[-1])
@@ -244,18 +244,20 @@ class Distillation:
         self.ema.update(self.generator_network.module, step)
         return averaged, norm, images
 
-    def _generator_losses(self, mu_fake: Denoiser, draws: Draws, number: int) -> tuple[dict[str, Tensor], Generated]:
+    def _generator_losses(
+        self, mu_fake: Denoiser, random: KeyedRandom, number: int
+    ) -> tuple[dict[str, Tensor], Generated]:
         """What the generator learns from in its step `number`, and the images that the fake score learns from next."""
         schedule = self.teacher.denoiser.schedule
-        condition, noise = self._draw_inputs(draws)
-        index = draws.integers(*middle_indices(len(schedule)))
-        eps = self._normal(draws)
+        condition, noise = self._draw_inputs(random)
+        index = random.integers(*middle_indices(len(schedule)))
+        eps = self._normal(random)
 
         with torch.no_grad():
             x_in = self.generator.input(noise, condition, number)
         # One call for both losses: a generator pass over twice the batch costs less than two passes.
         if self.pairs is not None:
-            x_pairs_in, reference, pair_condition = self._draw_pairs(self.pairs, draws)
+            x_pairs_in, reference, pair_condition = self._draw_pairs(self.pairs, random)
             both = {key: torch.cat([value, pair_condition[key]]) for key, value in condition.items()}
             x, x_pairs = self.generator.step(torch.cat([x_in, x_pairs_in]), both, number).chunk(2)
         else:
@@ -271,19 +273,19 @@ class Distillation:
         if self.pairs is not None:
             losses["regression"] = self.regression_loss(x_pairs, reference.to(x))
         if self.gan is not None:
-            losses["gan_generator"] = generator_loss(self._classify(mu_fake, x, condition, draws))
+            losses["gan_generator"] = generator_loss(self._classify(mu_fake, x, condition, random))
         return losses, Generated(x.detach(), condition)
 
-    def _regression_alone(self, draws: Draws) -> Tensor:
+    def _regression_alone(self, random: KeyedRandom) -> Tensor:
         """The regression loss, where there is no fake score to match distributions with."""
         assert self.pairs is not None, "the manifest's own rules ask for them"
-        x_in, reference, condition = self._draw_pairs(self.pairs, draws)
+        x_in, reference, condition = self._draw_pairs(self.pairs, random)
         x = self.generator.step(x_in, condition, 0)
         return self.regression_loss(x, reference.to(x))
 
-    def _draw_pairs(self, pairs: Pairs, draws: Draws) -> tuple[Tensor, Tensor, Condition]:
+    def _draw_pairs(self, pairs: Pairs, random: KeyedRandom) -> tuple[Tensor, Tensor, Condition]:
         """The generator's inputs, the teacher's images of the same noise, and the conditions of some of the pairs."""
-        noise, reference, drawn = pairs.at(draws.integers(0, len(pairs)))
+        noise, reference, drawn = pairs.at(random.integers(0, len(pairs)))
         condition = self.conditions.embed(drawn, self.device)
         return self.generator.input(noise.to(self.device, self.dtype), condition, 0), reference, condition
 
@@ -293,7 +295,7 @@ class Distillation:
         stream = f"fresh images {update}"
         number = self._generator_step(stream, step)
         for indices in self.micro_batches:
-            condition, noise = self._draw_inputs(Draws(self.training.seed, stream, step, indices))
+            condition, noise = self._draw_inputs(KeyedRandom(self.training.seed, stream, step, indices))
             x_in = self.generator.input(noise, condition, number)
             yield Generated(self.generator.step(x_in, condition, number), condition)
 
@@ -307,16 +309,16 @@ class Distillation:
         network.zero_grad()
         totals: dict[str, Tensor] = {}
         for part, (indices, (images, condition)) in enumerate(zip(self.micro_batches, batches, strict=True)):
-            draws = Draws(self.training.seed, f"fake score update {update}", step, indices)
-            level = schedule.at(draws.integers(0, len(schedule)).to(self.device))
-            eps = self._normal(draws)
+            random = KeyedRandom(self.training.seed, f"fake score update {update}", step, indices)
+            level = schedule.at(random.integers(0, len(schedule)).to(self.device))
+            eps = self._normal(random)
             losses = {"fake_score": denoising_loss(mu_fake, images, eps, level, condition)}
             loss = losses["fake_score"]
             if self.gan is not None:
                 real, real_condition = self._real_images((step, update, part), condition)
                 losses["gan_discriminator"] = discriminator_loss(
-                    self._classify(mu_fake, real, real_condition, draws),
-                    self._classify(mu_fake, images, condition, draws),
+                    self._classify(mu_fake, real, real_condition, random),
+                    self._classify(mu_fake, images, condition, random),
                 )
                 loss = loss + self.gan.guidance_weight * losses["gan_discriminator"]
             share = len(indices) / self.local_batch
@@ -326,11 +328,11 @@ class Distillation:
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
         return network.update(factor, totals, step)
 
-    def _classify(self, mu_fake: Denoiser, x: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    def _classify(self, mu_fake: Denoiser, x: Tensor, condition: Condition, random: KeyedRandom) -> Tensor:
         """The GAN head's logits [B] of images noised to a random level of all (arXiv 2405.14867, section 4.3)."""
         schedule = self.teacher.denoiser.schedule
-        level: NoiseLevel = schedule.at(draws.integers(0, len(schedule)).to(self.device))
-        x_t = add_noise(x, self._normal(draws), level)
+        level: NoiseLevel = schedule.at(random.integers(0, len(schedule)).to(self.device))
+        x_t = add_noise(x, self._normal(random), level)
         return mu_fake.call_network(x_t, level, condition, classify=True).to(x.dtype)
 
     def _real_images(self, place: tuple[int, int, int], condition: Condition) -> tuple[Tensor, Condition]:
@@ -354,13 +356,13 @@ class Distillation:
 
     def _real_indices(self, step: int, update: int, part: int) -> Tensor:
         assert self.real_images is not None
-        draws = Draws(self.training.seed, f"real images {update}", step, self.micro_batches[part])
-        return draws.integers(0, len(self.real_images))
+        random = KeyedRandom(self.training.seed, f"real images {update}", step, self.micro_batches[part])
+        return random.integers(0, len(self.real_images))
 
     def _generator_step(self, stream: str, step: int) -> int:
         """Which of the generator's steps this update is about: the same for the whole batch, on every rank."""
         count = len(self.generator.timesteps)
-        return int(Draws(self.training.seed, f"{stream}: step", step, [0]).integers(0, count)) if count > 1 else 0
+        return int(KeyedRandom(self.training.seed, f"{stream}: step", step, [0]).integers(0, count)) if count > 1 else 0
 
     def regression_weight(self, step: int) -> float:
         """The regression loss's weight at `step`, from `method.regression`."""
@@ -371,12 +373,12 @@ class Distillation:
             return regression.weight
         return regression.weight * 0.5 * (1 + math.cos(math.pi * step / self.training.generator_updates))
 
-    def _draw_inputs(self, draws: Draws) -> tuple[Condition, Tensor]:
-        condition = self.conditions.embed(self.conditions.draw(draws), self.device)
-        return condition, self._normal(draws)
+    def _draw_inputs(self, random: KeyedRandom) -> tuple[Condition, Tensor]:
+        condition = self.conditions.embed(self.conditions.draw(random), self.device)
+        return condition, self._normal(random)
 
-    def _normal(self, draws: Draws) -> Tensor:
-        return draws.normal(self.teacher.sample_shape).to(self.device, self.dtype)
+    def _normal(self, random: KeyedRandom) -> Tensor:
+        return random.normal(self.teacher.sample_shape).to(self.device, self.dtype)
 
     def ema_weights(self) -> dict[str, Tensor]:
         """The averaged generator's weights, whole, on the CPU; called by every rank, empty but on the first."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from dmd_trainer.conditions.labels import Conditions
 from dmd_trainer.conditions.prompts import PromptConditions
 from dmd_trainer.diffusion.denoiser import Condition
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.distributed.collectives import rank_and_world_size
 from dmd_trainer.evaluation import metrics
 from dmd_trainer.evaluation.clip_score import ClipScore
@@ -111,10 +111,10 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
 
 
 def _measure_batch(sampler: Sampler, extractor: FeatureExtractor, samples: Samples, indices: range) -> Measured:
-    draws = Draws(samples.seed, "evaluation", 0, indices)
-    drawn = samples.conditions.draw(draws)
+    random = KeyedRandom(samples.seed, "evaluation", 0, indices)
+    drawn = samples.conditions.draw(random)
     condition = samples.conditions.embed(drawn, samples.device)
-    sampled = sampler(draws.normal(samples.shape).to(samples.device), condition)
+    sampled = sampler(random.normal(samples.shape).to(samples.device), condition)
     # What is measured is what a pipeline shows: images clipped to [-1, 1].
     images = samples.autoencoder.decode(sampled).clamp(-1, 1)
     correct = scores = None

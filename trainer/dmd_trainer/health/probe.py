@@ -12,7 +12,7 @@ from torch import Tensor
 from dmd_trainer.conditions.labels import Conditions
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.generator import Generator
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.schedules import add_noise, middle_indices, per_sample
 from dmd_trainer.diffusion.solvers import Solver
 from dmd_trainer.families.teacher import Teacher
@@ -79,11 +79,11 @@ class HealthProbe:
             count = min(size, pairs - start)
             pair = [rank * pairs + start + number for number in range(count)]
             number = [2 * p + twin for p in pair for twin in (0, 1)]
-            drawn = conditions.draw(Draws(seed, "health conditions", 0, pair))
+            drawn = conditions.draw(KeyedRandom(seed, "health conditions", 0, pair))
             condition = conditions.embed({k: v.repeat_interleave(2, 0) for k, v in drawn.items()}, device)
-            draws = Draws(seed, "health", 0, number)
-            noise = draws.normal(teacher.sample_shape).to(device, dtype)
-            eps = draws.normal(teacher.sample_shape).to(device, dtype)
+            random = KeyedRandom(seed, "health", 0, number)
+            noise = random.normal(teacher.sample_shape).to(device, dtype)
+            eps = random.normal(teacher.sample_shape).to(device, dtype)
             # Levels in the golden ratio's order fill their range evenly, however many of the samples a rank has.
             share = torch.tensor([(n * 0.6180339887498949) % 1 for n in number])
             index = (low + share * (high - low)).long().to(device)

@@ -13,7 +13,7 @@ from dmd_api.errors import InfrastructureError
 from dmd_trainer.conditions.labels import Conditions
 from dmd_trainer.data.pairs import Pairs, download_shards, shard_files
 from dmd_trainer.diffusion.generator import Generator
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
 from dmd_trainer.distributed.collectives import barrier, broadcast_object, local_rank
 from dmd_trainer.dmd.distillation import Distillation, InitialWeights
@@ -182,8 +182,8 @@ def evaluation_samples(context: StageContext, teacher: Teacher, conditions: Cond
 def grid_samples(context: StageContext, teacher: Teacher, conditions: Conditions, sampler: Any) -> Tensor:
     """Images [N, C, H, W] at noise that never changes; with classes, column after column."""
     count = GRID_ROWS * GRID_COLUMNS
-    draws = Draws(context.manifest.spec.training.seed, "grid", 0, range(count))
-    conditions.draw(draws)
-    noise = draws.normal(teacher.sample_shape).to(context.device)
+    random = KeyedRandom(context.manifest.spec.training.seed, "grid", 0, range(count))
+    conditions.draw(random)
+    noise = random.normal(teacher.sample_shape).to(context.device)
     condition = conditions.embed(conditions.in_turn(count), context.device)
     return teacher.autoencoder.decode(sampler(noise, condition)).clamp(-1, 1).cpu()

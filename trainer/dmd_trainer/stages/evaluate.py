@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dmd_api.manifest import manifest_hash
 from dmd_trainer.conditions.labels import Conditions
 from dmd_trainer.diffusion.generator import Generator, generator_timesteps
-from dmd_trainer.diffusion.randomness import Draws
+from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
 from dmd_trainer.distributed.collectives import barrier, broadcast_object
 from dmd_trainer.evaluation.features import FeatureExtractor, load_features
@@ -211,9 +211,9 @@ def _cost(
 ) -> tuple[float, float]:
     """Network evaluations an image, counted, and seconds an image: the median of the timed rounds."""
     batch = min(TIMED_BATCH, context.manifest.spec.evaluation.batch_size)  # which fits the device
-    draws = Draws(context.manifest.spec.training.seed, "timing", 0, range(batch))
-    condition = conditions.embed(conditions.draw(draws), context.device)
-    noise = draws.normal(teacher.sample_shape).to(context.device)
+    random = KeyedRandom(context.manifest.spec.training.seed, "timing", 0, range(batch))
+    condition = conditions.embed(conditions.draw(random), context.device)
+    noise = random.normal(teacher.sample_shape).to(context.device)
     evaluated = 0
 
     def count(module: nn.Module, arguments: tuple[Any, ...]) -> None:
