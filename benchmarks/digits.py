@@ -16,7 +16,9 @@ from dmd_trainer.data.pairs import (
     write_shard,
 )
 from dmd_trainer.diffusion.solvers import teacher_solver
+from dmd_trainer.distributed.collectives import Ranks
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.runtime.fetch import local_path
@@ -45,11 +47,11 @@ def digits_distillation(folder: Path, rank: int | None = None) -> tuple[DMDDisti
         )
         write_shard(storage, shard, content)
     assert not download_shards(storage, PAIRS, folder / "local")
-    pairs = Pairs(shard_files(PAIRS, folder / "local"), PAIRS)
+    data = TrainingData(conditions, Pairs(shard_files(PAIRS, folder / "local"), PAIRS))
     if rank is not None:
-        world_size = manifest.world_size
-        return manifest, Distillation(teacher, manifest.spec, conditions, pairs, l2_regression_loss, rank, world_size)
+        ranks = Ranks(rank, manifest.world_size)
+        return manifest, Distillation(teacher, manifest.spec, data, l2_regression_loss, ranks)
     share = manifest.spec.training.batch_size // manifest.world_size
     training = manifest.spec.training.model_copy(update={"batch_size": share})
     spec = manifest.spec.model_copy(update={"training": training})
-    return manifest, Distillation(teacher, spec, conditions, pairs, l2_regression_loss)
+    return manifest, Distillation(teacher, spec, data, l2_regression_loss)

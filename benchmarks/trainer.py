@@ -26,6 +26,7 @@ from dmd_trainer.conditions.labels import Conditions
 from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
 from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.architectures import Architecture, known_architecture, read_architecture
 from dmd_trainer.families.shrinking import save_shrunken_teacher
@@ -104,15 +105,12 @@ def _measure(case: Case, folder: Path) -> dict[str, float]:
     architecture = read_architecture(folder / "teacher")
     teacher = load_teacher(folder / "teacher")
     manifest = _manifest(case, architecture)
-    rows = _Rows(teacher)
     with LiveTensors() as live:
         distillation = Distillation(
             teacher,
             manifest.spec,
-            _conditions(teacher, folder),
-            rows if manifest.spec.method.regression is not None else None,  # type: ignore[arg-type]
+            _data(manifest, teacher, folder),
             l2_regression_loss,
-            real_images=_RealImages(teacher),  # type: ignore[arg-type]
         )
         for _ in range(2):  # Adam's moments come with the first
             distillation.step()
@@ -143,37 +141,38 @@ def bare_passes(distillation: Distillation) -> None:
     batch, teacher = d.local_batch, distillation.teacher
     x = torch.randn(batch, *teacher.sample_shape)
     labels = {"class_labels": torch.zeros(batch, dtype=torch.int64)} if teacher.num_class_embeds else {}
-    drawn = d.conditions.in_turn(batch) if teacher.takes_text else labels
-    condition = d.conditions.embed(drawn, x.device)
+    conditions = d.draws.data.conditions
+    drawn = conditions.in_turn(batch) if teacher.takes_text else labels
+    condition = conditions.embed(drawn, x.device)
     level = teacher.denoiser.schedule.at(torch.full((batch,), len(teacher.denoiser.schedule) // 2))
 
     def classify(images: Tensor) -> Tensor:
         return d.mu_fake.call_network(images, level, condition, classify=True).mean()
 
-    number = d._generator_step("generator update", step)
+    number = d.draws.generator_step(step)
     d.fake_score_network.requires_grad(False)
     with torch.no_grad():
         x_in = d.generator.input(x, condition, number)
-    if d.pairs is not None:
+    if d.draws.data.pairs is not None:
         both = {key: torch.cat([value, value]) for key, value in condition.items()}
         images = d.generator.step(torch.cat([x_in, x_in]), both, number)
     else:
         images = d.generator.step(x_in, condition, number)
     with torch.no_grad():
-        d.mu_real(x, level, condition)
+        d.models.mu_real(x, level, condition)
         d.mu_fake(x, level, condition)
     loss = images.square().mean()
-    if d.gan is not None:
+    if d.method.gan is not None:
         loss = loss + classify(images[:batch])
     loss.backward()
     d.fake_score_network.requires_grad(True)
     for update in range(d.method.fake_score_updates):
         if update:
-            number = d._generator_step(f"fresh images {update}", step)
+            number = d.draws.generator_step(step, update)
             with torch.no_grad():
                 d.generator.step(d.generator.input(x, condition, number), condition, number)
         loss = d.mu_fake(x, level, condition).square().mean()
-        if d.gan is not None:
+        if d.method.gan is not None:
             loss = loss + classify(x) + classify(x)
         loss.backward()
 
@@ -195,6 +194,11 @@ def _manifest(case: Case, architecture: Architecture) -> DMDDistillation:
             },
         }
     )
+
+
+def _data(manifest: DMDDistillation, teacher: Teacher, folder: Path) -> TrainingData:
+    pairs = _Rows(teacher) if manifest.spec.method.regression is not None else None
+    return TrainingData(_conditions(teacher, folder), pairs, _RealImages(teacher))
 
 
 def _conditions(teacher: Teacher, folder: Path) -> Conditions:

@@ -8,6 +8,7 @@ from benchmarks.one_step.training import as_in_manifest
 from dmd_api.loading import load_manifest
 from dmd_trainer.data.pairs import Pairs
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 
 
@@ -38,7 +39,8 @@ def distribution_matching(
     teacher = setting.teacher
     # Held in memory, the pairs are read as the trainer reads its own from files.
     read = cast("Pairs | None", pairs)
-    distillation = Distillation(teacher, spec, teacher.conditions(CLASSES), read, l2_regression_loss)
+    data = TrainingData(teacher.conditions(CLASSES), read)
+    distillation = Distillation(teacher, spec, data, l2_regression_loss)
     for _ in range(updates):
         distillation.step()
     return distillation.ema_generator

@@ -39,6 +39,7 @@ from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise, per_sample
 from dmd_trainer.diffusion.solvers import guide, teacher_solver
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.evaluation.clip_score import ClipScore
 from dmd_trainer.evaluation.features import ClipFeatures
@@ -130,7 +131,7 @@ def distribution_matching(
     )
     # Held in memory, the pairs are read as the trainer reads its own from files.
     read = cast("Pairs | None", pairs)
-    distillation = Distillation(setting.teacher, spec, setting.conditions, read, l2_regression_loss)
+    distillation = Distillation(setting.teacher, spec, TrainingData(setting.conditions, read), l2_regression_loss)
     for _ in range(updates):
         distillation.step()
     return distillation.ema_generator

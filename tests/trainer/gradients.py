@@ -15,7 +15,9 @@ from dmd_trainer.conditions.labels import Conditions, Drawn
 from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
 from dmd_trainer.data.pairs import Pairs, shard_files
 from dmd_trainer.diffusion.denoiser import Condition
+from dmd_trainer.distributed.collectives import rank_and_world_size
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
@@ -55,7 +57,7 @@ def main(manifest: str, pairs: str, out: str) -> None:
         assert spec.method.regression is not None
         made = Pairs(shard_files(spec.method.regression.pairs, Path(pairs)), spec.method.regression.pairs)
     distillation = Distillation(
-        teacher, spec, conditions, made, l2_regression_loss, dist.get_rank(), dist.get_world_size()
+        teacher, spec, TrainingData(conditions, made), l2_regression_loss, rank_and_world_size()
     )
     found: dict[str, torch.Tensor] = {}
     for step in range(2):

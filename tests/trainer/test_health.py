@@ -25,6 +25,7 @@ from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.solvers import Solver, heun, teacher_solver
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
@@ -308,10 +309,12 @@ def warned_of(
     distillation = Distillation(
         teacher,
         spec,
-        conditions,
-        Pairs(pair_files, 512) if spec.method.regression is not None else None,
+        TrainingData(
+            conditions,
+            Pairs(pair_files, 512) if spec.method.regression is not None else None,
+            Digits(pair_files) if spec.method.gan is not None else None,
+        ),
         l2_regression_loss,
-        real_images=Digits(pair_files) if spec.method.gan is not None else None,
     )
     probe, health, found = HealthProbe(teacher, solver, conditions, seed, unguided=unguided), Health(spec), {}
     health.feed({"step": 0, **probe.measure(distillation.generator, distillation.mu_fake)})

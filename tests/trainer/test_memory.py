@@ -13,6 +13,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.architectures import KNOWN, guess_architecture, known_architecture, read_architecture
 from dmd_trainer.families.teacher import load_teacher
@@ -106,10 +107,8 @@ def test_the_estimate_is_the_peak_of_a_real_step_within_a_tenth(
         distillation = Distillation(
             teacher,
             manifest.spec,
-            teacher.conditions(10),
-            Rows() if "regression" in method else None,  # type: ignore[arg-type]
+            TrainingData(teacher.conditions(10), Rows() if "regression" in method else None, RealImages()),
             l2_regression_loss,
-            real_images=RealImages(),
         )
         for _ in range(2):  # Adam's moments come with the first
             distillation.step()

@@ -12,6 +12,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import Location, Regression
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.dmd.regression import regression_loss
 from dmd_trainer.families.autoencoder import Pixels
@@ -31,9 +32,9 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_lpips_is_the_packages_own_with_the_weights_given(vgg: Path, tmp_path: Path) -> None:
+def test_lpips_is_the_packages_own_with_the_weights_given(vgg: Path) -> None:
     regression = Regression(pairs=1, loss="LPIPS", features=Location(uri=vgg.as_uri()))
-    loss = regression_loss(regression, tmp_path, torch.device("cpu"), Pixels())
+    loss = regression_loss(regression, vgg, torch.device("cpu"), Pixels())
     a, b = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     from safetensors.torch import load_file
@@ -48,9 +49,9 @@ def test_lpips_is_the_packages_own_with_the_weights_given(vgg: Path, tmp_path: P
     assert loss(a, a) == 0
 
 
-def test_small_and_grey_images_are_enlarged(vgg: Path, tmp_path: Path) -> None:
+def test_small_and_grey_images_are_enlarged(vgg: Path) -> None:
     regression = Regression(pairs=1, loss="LPIPS", features=Location(uri=vgg.as_uri()))
-    loss = regression_loss(regression, tmp_path, torch.device("cpu"), Pixels())
+    loss = regression_loss(regression, vgg, torch.device("cpu"), Pixels())
     a = torch.zeros(1, 1, 8, 8, requires_grad=True)
     loss(a, torch.ones(1, 1, 8, 8)).backward()
     assert a.grad is not None
@@ -66,7 +67,7 @@ def test_weights_that_are_none_are_refused(content: bytes | None, tmp_path: Path
         path.write_bytes(content)
     regression = Regression(pairs=1, loss="LPIPS", features=Location(uri=path.as_uri()))
     with pytest.raises(BadInputError, match=r"spec\.method\.regression\.features\.uri"):
-        regression_loss(regression, tmp_path, torch.device("cpu"), Pixels())
+        regression_loss(regression, path, torch.device("cpu"), Pixels())
 
 
 class OnePair:
@@ -97,7 +98,8 @@ def test_without_a_fake_score_a_step_is_adamw_on_the_regression(tiny_teacher: Pa
     training = parse_manifest(content).spec.training
     teacher = load_teacher(tiny_teacher)
     pair = OnePair(teacher.sample_shape)
-    made = Distillation(teacher, parse_manifest(content).spec, teacher.conditions(10), pair, l2_regression_loss)  # type: ignore[arg-type]
+    data = TrainingData(teacher.conditions(10), pair)
+    made = Distillation(teacher, parse_manifest(content).spec, data, l2_regression_loss)
 
     network = teacher.trainable_network()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, betas=training.betas, weight_decay=training.weight_decay)

@@ -12,6 +12,7 @@ from torch import nn
 from dmd_api.loading import parse_manifest
 from dmd_trainer.conditions.labels import Conditions
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from tests.conftest import MANIFEST
@@ -46,10 +47,8 @@ def reported(teacher: Teacher, conditions: Conditions, **training: Any) -> list[
     made = Distillation(
         teacher,
         parse_manifest(content).spec,
-        conditions,
-        None,
+        TrainingData(conditions, real_images=Images(teacher.sample_shape)),
         l2_regression_loss,
-        real_images=Images(teacher.sample_shape),  # type: ignore[arg-type]
     )
     reports = [made.step() for _ in range(3)]
     return [{**report.losses, **report.gradient_norms} for report in reports]

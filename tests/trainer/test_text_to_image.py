@@ -143,6 +143,7 @@ def test_the_sampler_alone_is_timed_from_the_same_prompts(teacher: Teacher, guid
 def test_new_weights_are_the_same_on_every_rank(tmp_path: Path) -> None:
     from dmd_api.loading import parse_manifest
     from dmd_trainer.dmd.distillation import Distillation
+    from dmd_trainer.dmd.draws import TrainingData
     from dmd_trainer.dmd.losses import l2_regression_loss
     from tests.conftest import MANIFEST
 
@@ -156,7 +157,7 @@ def test_new_weights_are_the_same_on_every_rank(tmp_path: Path) -> None:
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)  # what a process drew before is of no consequence
-        made = Distillation(teacher, spec, conditions_of(teacher, tmp_path), None, l2_regression_loss)
+        made = Distillation(teacher, spec, TrainingData(conditions_of(teacher, tmp_path)), l2_regression_loss)
         states.append({**made.fake_score_network.module.state_dict(), **made.generator_network.module.state_dict()})
         average = made.ema.module.state_dict()
         assert all(

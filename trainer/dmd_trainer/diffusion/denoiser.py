@@ -5,7 +5,7 @@ D(x_t) = c_skip x_t + c_out F(c_in x_t, time), and only the three scalings diffe
 in float32 or wider; the network alone may run in bfloat16.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
@@ -21,6 +21,9 @@ Condition = Mapping[str, Tensor]
 {} or {"class_labels": [B]} for pixels; `encoder_hidden_states` [B, L, D] for text, with SDXL's `text_embeds` [B, D] and
 `time_ids` [B, 6], or SD3's `pooled_projections` [B, D].
 """
+
+X0Prediction = Callable[[Tensor, NoiseLevel, Condition], Tensor]
+"""(x_t [B, C, H, W], level [B], condition) -> x0 [B, C, H, W]: a `Denoiser`, or a `Guided` one."""
 
 ADDED_CONDITIONS = ("text_embeds", "time_ids")
 """What diffusers takes in a dictionary of its own, `added_cond_kwargs`."""

@@ -13,12 +13,10 @@ from diffusers import (
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Guided, Prediction
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Guided, Prediction, X0Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, Schedule, karras_sigmas, per_sample
 from dmd_trainer.families.teacher import Teacher
 
-X0Prediction = Callable[[Tensor, NoiseLevel, Condition], Tensor]
-"""A `Denoiser`, or a `Guided` one."""
 Solver = Callable[[Tensor, Condition], Tensor]
 """(unit-variance noise [B, C, H, W], condition) -> the teacher's images or latents [B, C, H, W]."""
 

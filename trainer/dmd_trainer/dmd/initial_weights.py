@@ -1,47 +1,24 @@
 """Weights of an earlier run to start from: the second phase of a published recipe."""
 
-from pathlib import Path
+from dataclasses import dataclass
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location
-from dmd_trainer.runtime.fetch import local_path
 
 OPTIONAL = "head."
-"""An earlier run without a GAN term has no head: it then starts anew."""
+"""An earlier run without a GAN term has no head: it then starts with a new one."""
 
 
-def read_initial_weights(location: Location | None, field: str, scratch: Path) -> dict[str, Tensor] | None:
-    """The state dict that `spec.method.initFrom.FIELD` names: a .safetensors file, or a pipeline's folder.
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights of an earlier run, by name; None: the teacher's."""
 
-    Raises:
-        BadInputError: there are no weights.
-    """
-    if location is None:
-        return None
-    path = local_path(location.uri, scratch)
-    files = [path]
-    if path.is_dir():
-        files = _network_files(path)
-        if not files:
-            raise BadInputError(
-                f"spec.method.initFrom.{field}: {location.uri}: no .safetensors in it; name an earlier run's weights"
-            )
-    try:
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise BadInputError(f"spec.method.initFrom.{field}: {location.uri} cannot be loaded ({error})") from error
+    generator: dict[str, Tensor] | None = None
+    fake_score: dict[str, Tensor] | None = None
 
 
-def _network_files(folder: Path) -> list[Path]:
-    """A pipeline's network, which may be in several files, or the latest of the weights that a run left."""
-    for part in ("unet", "transformer"):
-        if found := sorted((folder / part).glob("*.safetensors")):
-            return found
-    return sorted(folder.glob("*.safetensors"))[-1:]
+TEACHERS = InitialWeights()
 
 
 def load_initial_weights(module: nn.Module, weights: dict[str, Tensor] | None, field: str) -> None:

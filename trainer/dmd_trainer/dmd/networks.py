@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,20 @@ from dmd_api.errors import TrainingDivergedError
 from dmd_api.manifest import Training
 from dmd_trainer.distributed.collectives import average_gradients
 from dmd_trainer.distributed.sharding import prepare, shard
+
+
+class Update(NamedTuple):
+    """What all ranks know of an update.
+
+    Attributes:
+        losses: averaged over the ranks.
+        gradient_norm: before clipping.
+        stop: some rank was told to stop.
+    """
+
+    losses: dict[str, float]
+    gradient_norm: float
+    stop: bool
 
 
 class TrainedNetwork:
@@ -54,27 +68,25 @@ class TrainedNetwork:
         """Drops the gradients."""
         self.optimizer.zero_grad()
 
-    def update(self, factor: float, losses: Mapping[str, Tensor | float], step: int) -> tuple[dict[str, float], float]:
+    def update(self, factor: float, losses: Mapping[str, Tensor], step: int, *, stop: bool = False) -> Update:
         """One step of the optimiser, from gradients that `backward` left.
 
         Args:
             factor: of the learning rate.
             losses: what is averaged over the ranks with the gradients; `training.maxLoss` bounds them.
             step: for messages.
-
-        Returns:
-            The averages, and the gradient's norm before clipping.
+            stop: whether this rank was told to stop.
 
         Raises:
             TrainingDivergedError: a loss or gradient is not finite, or a loss is too large; nothing was updated.
         """
         # Sharded gradients are averaged already, by the backward pass.
-        averaged = average_gradients([] if self.sharded else self.parameters, losses)
+        averaged, any_stop = average_gradients([] if self.sharded else self.parameters, losses, stop)
         norm = self._clip(averaged, step)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * self.learning_rate
         self.optimizer.step()
-        return averaged, norm
+        return Update(averaged, norm, any_stop)
 
     def _clip(self, losses: Mapping[str, float], step: int) -> float:
         """Clips to `training.gradientClipNorm`; every rank sees the same averages and so decides alike."""

@@ -11,18 +11,23 @@ from dmd_api.errors import BadInputError
 from dmd_api.manifest import Regression
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.autoencoder import Pixels
-from dmd_trainer.runtime.fetch import local_path
 
 LPIPS_SIZE = 64
 """Images smaller than this are enlarged for LPIPS: VGG halves them four times."""
 
 
 def regression_loss(
-    regression: Regression | None, scratch: Path, device: torch.device, autoencoder: Pixels
+    regression: Regression | None, features: Path | None, device: torch.device, autoencoder: Pixels
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The manifest's regression loss, of (generated, reference) [B, C, H, W] each.
 
     L2 compares what the teacher denoises; LPIPS is a distance of images, so latents are decoded for it.
+
+    Args:
+        regression: the manifest's.
+        features: the weights that `regression.features` names, as a file.
+        device: where LPIPS's network runs.
+        autoencoder: the teacher's.
 
     Raises:
         BadInputError: LPIPS's backbone weights are not torchvision's VGG16.
@@ -30,7 +35,8 @@ def regression_loss(
     if regression is None or regression.loss == "L2":
         return l2_regression_loss
     assert regression.features is not None, "the manifest's own rules ask for it"
-    distance = LPIPSLoss(local_path(regression.features.uri, scratch), regression.features.uri).to(device)
+    assert features is not None
+    distance = LPIPSLoss(features, regression.features.uri).to(device)
     return lambda generated, reference: distance(autoencoder.decode(generated), autoencoder.decode(reference))
 
 

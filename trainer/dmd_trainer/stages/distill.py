@@ -15,10 +15,9 @@ from dmd_trainer.data.pairs import Pairs, download_shards, shard_files
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
-from dmd_trainer.distributed.collectives import barrier, broadcast_object, local_rank
-from dmd_trainer.dmd.distillation import Distillation, InitialWeights
-from dmd_trainer.dmd.initial_weights import read_initial_weights
-from dmd_trainer.dmd.regression import regression_loss
+from dmd_trainer.distributed.collectives import Ranks, barrier, broadcast_object, local_rank
+from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.measure import Samples, measure, score
 from dmd_trainer.evaluation.reference import reference_features
@@ -27,7 +26,9 @@ from dmd_trainer.health.probe import HealthProbe
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.inputs import (
     clip_score,
+    compare_with_pairs,
     evaluation_conditions,
+    initial_weights,
     read_teacher,
     real_images,
     training_conditions,
@@ -49,22 +50,13 @@ def run(context: StageContext) -> dict[str, Any]:
     teacher = read_teacher(context)
     conditions = training_conditions(context, teacher)
     pairs = _pairs(context, teacher)
-    initial = spec.method.init_from
     distillation = Distillation(
         teacher,
         spec,
-        conditions,
-        pairs,
-        regression_loss(spec.method.regression, context.scratch, context.device, teacher.autoencoder),
-        context.rank,
-        context.world_size,
-        real_images(context, teacher) if spec.method.gan is not None else None,
-        InitialWeights(
-            read_initial_weights(initial.generator, "generator", context.scratch),
-            read_initial_weights(initial.fake_score, "fakeScore", context.scratch),
-        )
-        if initial is not None
-        else None,
+        TrainingData(conditions, pairs, real_images(context, teacher) if spec.method.gan is not None else None),
+        compare_with_pairs(context, teacher),
+        Ranks(context.rank, context.world_size),
+        initial_weights(context),
     )
     checkpointer = Checkpointer(
         context.storage,

@@ -10,7 +10,11 @@ from dmd_api.manifest import Prompts
 from dmd_trainer.conditions.labels import Conditions
 from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings, read_prompts
 from dmd_trainer.data.real_images import RealImages, open_real_images
+from dmd_trainer.dmd.initial_weights import InitialWeights
+from dmd_trainer.dmd.regression import regression_loss
+from dmd_trainer.dmd.step import RegressionLoss
 from dmd_trainer.evaluation.clip_score import ClipScore, load_clip_score
+from dmd_trainer.families.initial_weights import read_initial_weights
 from dmd_trainer.families.teacher import WEIGHTS, Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
 from dmd_trainer.runtime.context import StageContext
@@ -62,6 +66,33 @@ def real_images(context: StageContext, teacher: Teacher) -> RealImages:
     """
     embed = partial(_embedded, context, teacher) if teacher.takes_text else None
     return open_real_images(context.manifest.spec.data.images, teacher, context.scratch, context.shared_storage, embed)
+
+
+def compare_with_pairs(context: StageContext, teacher: Teacher) -> RegressionLoss:
+    """The loss between the generator's images and the pairs'.
+
+    Raises:
+        BadInputError: LPIPS's weights are missing, or not VGG16's.
+    """
+    regression = context.manifest.spec.method.regression
+    features = None if regression is None else regression.features
+    weights = None if features is None else local_path(features.uri, context.scratch)
+    return regression_loss(regression, weights, context.device, teacher.autoencoder)
+
+
+def initial_weights(context: StageContext) -> InitialWeights:
+    """The weights that `spec.method.initFrom` names.
+
+    Raises:
+        BadInputError: there are none.
+    """
+    named = context.manifest.spec.method.init_from
+    if named is None:
+        return InitialWeights()
+    return InitialWeights(
+        read_initial_weights(named.generator, "generator", context.scratch),
+        read_initial_weights(named.fake_score, "fakeScore", context.scratch),
+    )
 
 
 def clip_score(context: StageContext) -> ClipScore | None:

@@ -5,15 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from dmd_api import runtime
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location, Spec
+from dmd_api.manifest import Spec
 from dmd_trainer.diffusion.solvers import guide, teacher_solver
 from dmd_trainer.dmd.gan import FakeScore
-from dmd_trainer.dmd.initial_weights import check_initial_weights, read_initial_weights
-from dmd_trainer.dmd.regression import regression_loss
+from dmd_trainer.dmd.initial_weights import check_initial_weights
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.reference import check_reference
 from dmd_trainer.families.teacher import Teacher
@@ -22,7 +20,9 @@ from dmd_trainer.publishing.registry import check_reachable
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.inputs import (
     clip_score,
+    compare_with_pairs,
     evaluation_conditions,
+    initial_weights,
     read_teacher,
     real_images,
     training_conditions,
@@ -139,21 +139,16 @@ def _check_evaluation(context: StageContext, teacher: Teacher) -> None:
     )
     clip_score(context)
     evaluation_conditions(context, teacher)
-    regression_loss(spec.method.regression, context.scratch, device, teacher.autoencoder)
+    compare_with_pairs(context, teacher)
 
 
 def _check_initial_weights(context: StageContext, teacher: Teacher) -> None:
     """An earlier run's weights fit the teacher's network."""
-    initial = context.manifest.spec.method.init_from
-    if initial is None:
-        return
-    gan = context.manifest.spec.method.gan is not None
-    networks: dict[str, tuple[Location | None, nn.Module]] = {
-        "generator": (initial.generator, teacher.denoiser.network),
-        "fakeScore": (initial.fake_score, FakeScore(teacher.trainable_network(), gan=gan)),
-    }
-    for field, (location, network) in networks.items():
-        check_initial_weights(network, read_initial_weights(location, field, context.scratch), field)
+    initial = initial_weights(context)
+    check_initial_weights(teacher.denoiser.network, initial.generator, "generator")
+    if initial.fake_score is not None:
+        gan = context.manifest.spec.method.gan is not None
+        check_initial_weights(FakeScore(teacher.trainable_network(), gan=gan), initial.fake_score, "fakeScore")
 
 
 def _check_real_images(context: StageContext, teacher: Teacher) -> None:

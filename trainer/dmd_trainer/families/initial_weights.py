@@ -1,0 +1,41 @@
+"""Reads the weights of an earlier run, from a file or from a pipeline's folder."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dmd_api.errors import BadInputError
+from dmd_api.manifest import Location
+from dmd_trainer.runtime.fetch import local_path
+
+
+def read_initial_weights(location: Location | None, field: str, scratch: Path) -> dict[str, Tensor] | None:
+    """The state dict that `spec.method.initFrom.FIELD` names: a .safetensors file, or a pipeline's folder.
+
+    Raises:
+        BadInputError: there are no weights.
+    """
+    if location is None:
+        return None
+    path = local_path(location.uri, scratch)
+    files = [path]
+    if path.is_dir():
+        files = _network_files(path)
+        if not files:
+            raise BadInputError(
+                f"spec.method.initFrom.{field}: {location.uri}: no .safetensors in it; name an earlier run's weights"
+            )
+    try:
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    except (SafetensorError, OSError) as error:
+        raise BadInputError(f"spec.method.initFrom.{field}: {location.uri} cannot be loaded ({error})") from error
+
+
+def _network_files(folder: Path) -> list[Path]:
+    """A pipeline's network, which may be in several files, or the latest of the weights that a run left."""
+    for part in ("unet", "transformer"):
+        if found := sorted((folder / part).glob("*.safetensors")):
+            return found
+    return sorted(folder.glob("*.safetensors"))[-1:]
