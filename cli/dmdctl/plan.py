@@ -90,8 +90,7 @@ def _probe_teacher(manifest: DMDDistillation) -> Probe:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as each of the processes that share this machine will have
         try:
-            conditions = read_architecture(folder).conditions(batch)
-            condition = conditions.pop("added_cond_kwargs", {}) | conditions
+            condition = read_architecture(folder).conditions(batch)
             forward, backward = _time_passes(teacher, condition, batch)
         finally:
             torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """One training step on tensors without data: how much its activations hold, and how much its passes compute.
 
-The networks are the configured ones at their real sizes, the passes those of `docs/method.md` in their order, and
-every tensor is a fake one (`FakeTensorMode`): shapes, dtypes and lifetimes are as in the real step, contents are not.
+The networks are the configured ones at their real sizes, the step is the one that trains (`dmd/step.py`), and every
+tensor is a fake one (`FakeTensorMode`): shapes, dtypes and lifetimes are as in the real step, contents are not.
 """
 
 import copy
@@ -21,9 +21,24 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmd_api.manifest import Lora
-from dmd_trainer.dmd.gan import FakeScore, discriminator_loss, generator_loss
+from dmd_trainer.diffusion.denoiser import Denoiser, Guided, Prediction
+from dmd_trainer.diffusion.generator import Generator
+from dmd_trainer.diffusion.schedules import NoiseLevel, Schedule
+from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.dmd.lora import add_lora
 from dmd_trainer.dmd.regression import LPIPS_SIZE
+from dmd_trainer.dmd.step import (
+    FakeScoreDraws,
+    GeneratorDraws,
+    Images,
+    Latent,
+    Models,
+    Noise,
+    PairBatch,
+    fake_score_losses,
+    generator_losses,
+    regression_alone,
+)
 from dmd_trainer.families.architectures import Architecture
 
 
@@ -111,16 +126,18 @@ class Flops(NamedTuple):
 @lru_cache(maxsize=64)
 def measure_activations(architecture: Architecture, shape: StepShape) -> int:
     """The most bytes that a step's tensors hold at once, without weights, their gradients and states."""
-    step = _Step(architecture, shape)
+    networks = _Networks(architecture, shape)
     with FakeTensorMode():
-        step.fill()
-        with step.live:
+        networks.fill()
+        models, live = networks.models(), LiveTensors()
+        with live:
             if shape.matching:
-                step.update_generator()
-                step.update_fake_score()
+                _update_generator(models, architecture, shape, networks)
+                _update_fake_score(models, architecture, shape)
             else:
-                step.regress()
-    return step.live.peak
+                losses = regression_alone(models, _pairs(architecture, shape))
+                torch.autograd.backward(list(losses.values()))
+    return live.peak
 
 
 @lru_cache(maxsize=16)
@@ -129,10 +146,10 @@ def count_flops(architecture: Architecture) -> Flops:
     network = architecture.build_network()
     decoder: Any = None if architecture.decoder is None else architecture.build_decoder()
     with FakeTensorMode(), torch.no_grad():
-        sample, time = torch.empty(1, *architecture.sample_shape), torch.empty(1)
-        _fill(network)
+        sample = torch.empty(1, *architecture.sample_shape)
+        denoiser = Denoiser(_fill(network), _levels(), Prediction.EPSILON)
         with FlopCounterMode(display=False) as counter:
-            network(sample, timestep=time, **architecture.conditions(1), return_dict=False)
+            denoiser(sample, _level(1), architecture.conditions(1))
         passes = float(counter.get_total_flops())
         if decoder is None:
             return Flops(passes, 0.0)
@@ -142,12 +159,58 @@ def count_flops(architecture: Architecture) -> Flops:
         return Flops(passes, float(counter.get_total_flops()))
 
 
-class _Step:
-    """The step's networks and passes; made and run below a `FakeTensorMode`."""
+def _update_generator(models: Models, architecture: Architecture, shape: StepShape, networks: "_Networks") -> None:
+    batch = shape.micro_batch
+    latent = Latent(_samples(architecture, batch), architecture.conditions(batch), 0)
+    pairs = _pairs(architecture, shape) if shape.pairs else None
+    gan = _noise(architecture, batch) if shape.gan else None
+    # As `TrainedNetwork.requires_grad`: the GAN term's gradients pass through the fake score and stop at its weights.
+    networks.fake_score.requires_grad_(shape.gathered)
+    losses, _ = generator_losses(models, GeneratorDraws(latent, _noise(architecture, batch), pairs, gan))
+    torch.stack(list(losses.values())).sum().backward()
+    networks.fake_score.requires_grad_(True)
+
+
+def _update_fake_score(models: Models, architecture: Architecture, shape: StepShape) -> None:
+    batch = shape.micro_batch
+    images = Images(_samples(architecture, batch), architecture.conditions(batch))
+    gan = None
+    if shape.gan:
+        real = Images(_samples(architecture, batch), images.condition)
+        gan = (real, _noise(architecture, batch), _noise(architecture, batch))
+    losses = fake_score_losses(models, images, FakeScoreDraws(_noise(architecture, batch), gan))
+    torch.stack(list(losses.values())).sum().backward()
+
+
+def _samples(architecture: Architecture, batch: int) -> Tensor:
+    return torch.empty(batch, *architecture.sample_shape)
+
+
+def _pairs(architecture: Architecture, shape: StepShape) -> PairBatch:
+    batch = shape.micro_batch
+    return PairBatch(_samples(architecture, batch), _samples(architecture, batch), architecture.conditions(batch))
+
+
+def _noise(architecture: Architecture, batch: int) -> Noise:
+    return Noise(_samples(architecture, batch), _level(batch))
+
+
+def _levels() -> Schedule:
+    """Noise levels without values; what memory and operations depend on are their shapes."""
+    one = torch.empty(1, dtype=torch.float64)
+    return Schedule(alphas=one, sigmas=one, times=one)
+
+
+def _level(batch: int) -> NoiseLevel:
+    values = torch.empty(batch, dtype=torch.float64)
+    return NoiseLevel(alpha=values, sigma=values, time=values)
+
+
+class _Networks:
+    """The networks of a step; filled and called below a `FakeTensorMode`."""
 
     def __init__(self, architecture: Architecture, shape: StepShape) -> None:
         self.architecture, self.shape = architecture, shape
-        self.live = LiveTensors()
         network: Any = architecture.build_network()
         if shape.checkpointing:
             network.enable_gradient_checkpointing()
@@ -188,64 +251,29 @@ class _Step:
                     if isinstance(module, nn.GroupNorm | nn.LayerNorm):
                         module.register_forward_pre_hook(_in_float32)
 
-    def update_generator(self) -> None:
-        """The generator's passes, scores, losses and backward pass."""
-        shape, batch = self.shape, self.shape.micro_batch
-        images = self._denoise(self.generator, self._samples(batch * (2 if shape.pairs else 1)))
-        x, pairs = (images[:batch], images[batch:]) if shape.pairs else (images, None)
-        with torch.no_grad():
-            x_t = x + torch.empty_like(x)
-            mu_real = self._denoise(self.teacher, torch.cat([x_t, x_t]) if shape.guided else x_t)[:batch]
-            target = x - (self._denoise(self.fake_score, x_t) - mu_real)
-        loss = 0.5 * F.mse_loss(x, target)
-        if shape.gan:
-            loss = loss + generator_loss(self._classify(x))
-        if pairs is not None:
-            loss = loss + self._regression(pairs, torch.empty_like(pairs))
-        torch.autograd.backward([loss])
-
-    def regress(self) -> None:
-        """The generator's only pass and its backward pass, where the regression is all."""
-        x = self._denoise(self.generator, self._samples(self.shape.micro_batch))
-        torch.autograd.backward([self._regression(x, torch.empty_like(x))])
-
-    def update_fake_score(self) -> None:
-        """The denoising loss on generated samples, and the GAN head's on both kinds."""
-        batch = self.shape.micro_batch
-        x = self._samples(batch)
-        loss = F.mse_loss(self._denoise(self.fake_score, x + torch.empty_like(x)), torch.empty_like(x))
-        if self.shape.gan:
-            loss = loss + discriminator_loss(self._classify(torch.empty_like(x)), self._classify(x))
-        torch.autograd.backward([loss])
-
-    def _samples(self, batch: int) -> Tensor:
-        return torch.empty(batch, *self.architecture.sample_shape)
-
-    def _denoise(self, network: nn.Module, x_t: Tensor) -> Tensor:
-        """x0 = skip x_t + out F(into x_t)."""
-        scale = torch.empty(len(x_t), 1, 1, 1)
-        return scale * x_t + scale * self._call(network, x_t).to(x_t.dtype)
-
-    def _classify(self, x: Tensor) -> Tensor:
-        return self._call(self.fake_score, x + torch.empty_like(x), classify=True).to(x.dtype)
-
-    def _call(self, network: nn.Module, x_t: Tensor, **options: Any) -> Tensor:
-        bf16 = self.shape.bf16 or (network is self.teacher and self.shape.teacher_bf16)
-        conditions = self.architecture.conditions(len(x_t))
-        into = torch.empty(len(x_t), 1, 1, 1)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            return network(into * x_t, timestep=torch.empty(len(x_t)), **conditions, return_dict=False, **options)[0]
+    def models(self) -> Models:
+        """What the step calls, around the networks."""
+        shape = self.shape
+        # Every prediction type has as many and as large tensors as another.
+        denoiser = Denoiser(self.generator, _levels(), Prediction.EPSILON, torch.bfloat16 if shape.bf16 else None)
+        teacher = denoiser.with_network(self.teacher, torch.bfloat16 if shape.bf16 or shape.teacher_bf16 else None)
+        negative = self.architecture.conditions(1) if shape.guided else None
+        return Models(
+            generator=Generator(denoiser, timesteps=(0,)),
+            mu_real=Guided(teacher, 2.0 if shape.guided else 1.0, negative),
+            mu_fake=denoiser.with_network(self.fake_score, denoiser.autocast),
+            regression_loss=self._regression,
+        )
 
     def _regression(self, generated: Tensor, reference: Tensor) -> Tensor:
-        if not self.shape.lpips:
+        if self.distance is None:
             return F.mse_loss(generated, reference)
         with torch.no_grad():
             reference = self._decode(reference)
-        assert self.distance is not None, "LPIPS has its network"
         return self.distance(self._decode(generated), reference).mean()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Images; with gradients one at a time, their activations made again (`autoencoder.py`)."""
+        """Images; with gradients one at a time, their activations computed again (`autoencoder.py`)."""
         if self.architecture.decoder is None:
             images = latents.expand(-1, 3, -1, -1)
             return F.interpolate(images, LPIPS_SIZE, mode="bilinear") if images.shape[-1] < LPIPS_SIZE else images

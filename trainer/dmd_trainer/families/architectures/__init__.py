@@ -74,8 +74,8 @@ class Architecture:
         with torch.device("meta"):
             return AutoencoderKL.from_config(copy.deepcopy(self.decoder)).eval()
 
-    def conditions(self, batch: int) -> dict[str, Any]:
-        """The network's arguments beside sample and time for `batch` samples: zeros."""
+    def conditions(self, batch: int) -> dict[str, Tensor]:
+        """The network's condition for `batch` samples, as `Denoiser` takes it: zeros."""
         config = self.network
         if config["_class_name"] == "SD3Transformer2DModel":
             return {
@@ -87,17 +87,12 @@ class Architecture:
         if config["_class_name"] != "UNet2DConditionModel":
             labelled = config.get("num_class_embeds") is not None
             return {"class_labels": torch.zeros(batch, dtype=torch.int64)} if labelled else {}
-        arguments: dict[str, Any] = {
-            "encoder_hidden_states": torch.zeros(batch, PROMPT_TOKENS, int(config["cross_attention_dim"]))
-        }
+        arguments = {"encoder_hidden_states": torch.zeros(batch, PROMPT_TOKENS, int(config["cross_attention_dim"]))}
         if config.get("addition_embed_type") == "text_time":
             pooled = config["projection_class_embeddings_input_dim"]
             pooled -= SIZE_CONDITIONS * config["addition_time_embed_dim"]
-            added: dict[str, Tensor] = {
-                "text_embeds": torch.zeros(batch, pooled),
-                "time_ids": torch.zeros(batch, SIZE_CONDITIONS),
-            }
-            arguments["added_cond_kwargs"] = added
+            arguments["text_embeds"] = torch.zeros(batch, pooled)
+            arguments["time_ids"] = torch.zeros(batch, SIZE_CONDITIONS)
         return arguments
 
 
