@@ -15,6 +15,8 @@ from benchmarks.gpu.report import end_part
 
 BUDGETS = {"numbers": 70, "memory": 110, "speed": 100, "sampling": 80, "nccl": 30}
 """Seconds of each part, on an H100."""
+MINIATURE = 3
+"""How many times longer a part may take in miniature: a CPU may be shared."""
 GRACE = 5
 """Seconds that a part has beyond its budget to end by itself."""
 
@@ -52,7 +54,7 @@ def _run(part: str, out: Path, device: str, miniature: bool) -> bool:
     started = time.time()
     process = _start("benchmarks.gpu.part", part, out, device, "miniature" if miniature else "whole", str(started))
     try:
-        code = process.wait(BUDGETS[part] + GRACE)
+        code = process.wait(BUDGETS[part] * (MINIATURE if miniature else 1) + GRACE)
     except subprocess.TimeoutExpired:
         code = None
     finally:

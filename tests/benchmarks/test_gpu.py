@@ -1,4 +1,4 @@
-"""`make gpu-check` in miniature: every part ends with a complete JSON, and imports nothing that a bare machine lacks."""
+"""`make gpu-check` in miniature: each part ends, its JSON complete, on what a bare machine has."""
 
 import json
 import os
@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from benchmarks.gpu.speed import idle_share
 
 ROOT = Path(__file__).parents[2]
-BLOCKED = (
-    "rich typer boto3 botocore mlflow pyarrow matplotlib scipy sklearn transformers kubernetes torchx tenacity lpips "
-    "peft accelerate torchvision pandas dmdctl dmd_operator prometheus_client torch_fidelity"
-).split()
+BLOCKED = [
+    *("rich", "typer", "boto3", "botocore", "mlflow", "pyarrow", "matplotlib", "scipy", "sklearn", "transformers"),
+    *("kubernetes", "torchx", "tenacity", "lpips", "peft", "accelerate", "torchvision", "pandas", "dmdctl"),
+    *("dmd_operator", "prometheus_client", "torch_fidelity"),
+]
 BLOCKER = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -42,9 +42,9 @@ def test_a_part_ends_with_its_json_complete_on_a_bare_machine(part: str, tmp_pat
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
     path = os.pathsep.join(map(str, (tmp_path, ROOT / "crds", ROOT / "trainer", ROOT)))
     command = [sys.executable, "-m", "benchmarks.gpu", part, "--device", "cpu", "--out", str(tmp_path / "out")]
-    ended = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
+    # Without bytecode a process imports for a quarter of a minute.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": path}
+    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
     found = json.loads((tmp_path / "out" / f"{part}.json").read_text())
     assert ended.returncode == 0, f"{found.get('failed')}\n{ended.stdout}\n{ended.stderr}"
     assert found["ended"] == "done"
