@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 NONE_CHOSEN = test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format constraints generate images test-images chart cluster-up cluster-down clean
+.PHONY: help setup demo test bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test: setup ## Run all tests: those that need no cluster beside each other, the 
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)
+
+gpu-check: ## Check on this machine's GPU what needs one, in miniature without: ARGS="PART... --out FOLDER"
+	PYTHONPATH=crds:trainer:. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 lint: setup ## ruff, mypy, the import contracts, and whether generated files are current
 	$(BIN)/ruff check --no-cache .

@@ -20,7 +20,7 @@ from dmd_trainer.distributed.collectives import Ranks
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
-from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.runtime.fetch import local_path
 from dmd_trainer.runtime.storage import FileStorage
 
@@ -38,6 +38,18 @@ def digits_distillation(folder: Path, rank: int | None = None) -> tuple[DMDDisti
     torch.set_num_threads(1)
     manifest = load_manifest(EXAMPLE)
     teacher = load_teacher(local_path(manifest.spec.teacher.uri, folder))
+    data = TrainingData(teacher.conditions(10), make_pairs(teacher, folder))
+    if rank is not None:
+        ranks = Ranks(rank, manifest.world_size)
+        return manifest, Distillation(teacher, manifest.spec, data, l2_regression_loss, ranks)
+    share = manifest.spec.training.batch_size // manifest.world_size
+    training = manifest.spec.training.model_copy(update={"batch_size": share})
+    spec = manifest.spec.model_copy(update={"training": training})
+    return manifest, Distillation(teacher, spec, data, l2_regression_loss)
+
+
+def make_pairs(teacher: Teacher, folder: Path) -> Pairs:
+    """A few pairs of the digits teacher, which is on the CPU, made below `folder`."""
     conditions = teacher.conditions(10)
     solver = teacher_solver(teacher, "Heun", 4)
     storage = FileStorage(folder)
@@ -47,11 +59,4 @@ def digits_distillation(folder: Path, rank: int | None = None) -> tuple[DMDDisti
         )
         write_shard(storage, shard, content)
     assert not download_shards(storage, PAIRS, folder / "local")
-    data = TrainingData(conditions, Pairs(shard_files(PAIRS, folder / "local"), PAIRS))
-    if rank is not None:
-        ranks = Ranks(rank, manifest.world_size)
-        return manifest, Distillation(teacher, manifest.spec, data, l2_regression_loss, ranks)
-    share = manifest.spec.training.batch_size // manifest.world_size
-    training = manifest.spec.training.model_copy(update={"batch_size": share})
-    spec = manifest.spec.model_copy(update={"training": training})
-    return manifest, Distillation(teacher, spec, data, l2_regression_loss)
+    return Pairs(shard_files(PAIRS, folder / "local"), PAIRS)

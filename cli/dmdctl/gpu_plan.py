@@ -2,16 +2,15 @@
 
 import importlib.util
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import DMDDistillation, Lora
+from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import Stage
 from dmd_api.uris import parse_uri
 from dmdctl.bars import duration
@@ -140,93 +139,6 @@ def at_hand(manifest: DMDDistillation) -> bool:
     return parse_uri(manifest.spec.teacher.uri).scheme in {"file", "builtin"}
 
 
-def enough_settings(
-    manifest: DMDDistillation, architecture: "Architecture", limit: float
-) -> tuple[list[str], "MemoryEstimate"]:
-    """Settings that bring the estimate below `limit` bytes, each added to those before until it is.
-
-    Returns:
-        The settings, and the estimate with all of them; that is above `limit` where they do not do.
-    """
-    from dmd_trainer.planning.memory import estimate_memory
-
-    settings: list[str] = []
-    estimate = estimate_memory(manifest, architecture)
-    for change in CHANGES:
-        # A change may have several steps (smaller and smaller micro-batches), of which the last one counts.
-        start = len(settings)
-        while estimate.total > limit and (changed := change(manifest)) is not None:
-            setting, candidate = changed
-            smaller = estimate_memory(candidate, architecture)
-            if smaller.total >= estimate.total:
-                break
-            manifest, estimate = candidate, smaller
-            settings[start:] = [setting]
-    return settings, estimate
-
-
-def _with(manifest: DMDDistillation, part: str, **values: Any) -> DMDDistillation:
-    """The manifest with fields of a part of its `spec` changed."""
-    changed = getattr(manifest.spec, part).model_copy(update=values)
-    return manifest.model_copy(update={"spec": manifest.spec.model_copy(update={part: changed})})
-
-
-Change = Callable[[DMDDistillation], tuple[str, DMDDistillation] | None]
-"""A setting and the manifest with it; None where it is set already or cannot be."""
-
-
-def _shard(manifest: DMDDistillation) -> tuple[str, DMDDistillation] | None:
-    if manifest.spec.training.sharding == "FSDP" or manifest.world_size == 1:
-        return None
-    return "training.sharding: FSDP", _with(manifest, "training", sharding="FSDP")
-
-
-def _checkpoint_activations(manifest: DMDDistillation) -> tuple[str, DMDDistillation] | None:
-    if manifest.spec.training.activation_checkpointing:
-        return None
-    return "training.activationCheckpointing: true", _with(manifest, "training", activation_checkpointing=True)
-
-
-def _shrink_micro_batch(manifest: DMDDistillation) -> tuple[str, DMDDistillation] | None:
-    """The next smaller size, at most half as large, that divides a process's share."""
-    share = manifest.spec.training.batch_size // manifest.world_size
-    size = manifest.spec.training.micro_batch_size or share
-    smaller = next((n for n in range(size // 2, 0, -1) if share % n == 0), None)
-    if smaller is None:
-        return None
-    return f"training.microBatchSize: {smaller}", _with(manifest, "training", micro_batch_size=smaller)
-
-
-def _narrow_teacher(manifest: DMDDistillation) -> tuple[str, DMDDistillation] | None:
-    if manifest.spec.teacher.weights == "fp8":
-        return None
-    return "teacher.weights: fp8", _with(manifest, "teacher", weights="fp8")
-
-
-def _offload_teacher(manifest: DMDDistillation) -> tuple[str, DMDDistillation] | None:
-    if manifest.spec.teacher.offload:
-        return None
-    return "teacher.offload: true", _with(manifest, "teacher", offload=True)
-
-
-def _adapt(manifest: DMDDistillation) -> tuple[str, DMDDistillation] | None:
-    if manifest.spec.method.lora is not None or manifest.spec.data.prompts is None:
-        return None
-    lora = Lora()
-    return f"method.lora: {{rank: {lora.rank}}}", _with(manifest, "method", lora=lora)
-
-
-CHANGES: tuple[Change, ...] = (
-    _shard,
-    _checkpoint_activations,
-    _shrink_micro_batch,
-    _narrow_teacher,
-    _offload_teacher,
-    _adapt,
-)
-"""In the order they are tried: those first that change no result, last the one that trains something else."""
-
-
 def _memory_table(estimate: "MemoryEstimate", micro_batch: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("part")
@@ -244,7 +156,9 @@ def _enough(total: int) -> str:
 
 
 def _advice(manifest: DMDDistillation, architecture: "Architecture", gpu_memory: int) -> str:
-    settings, estimate = enough_settings(manifest, architecture, gpu_memory * GIGABYTE)
+    from dmd_trainer.planning.fitting import enough_settings
+
+    settings, estimate, _ = enough_settings(manifest, architecture, gpu_memory * GIGABYTE)
     changes = "".join(f"\n  {setting}" for setting in settings)
     if estimate.total <= gpu_memory * GIGABYTE:
         return f"{gpu_memory} GB are enough with ({_size(estimate.total)}):{changes}"

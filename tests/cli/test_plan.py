@@ -12,6 +12,7 @@ from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import Stage
 from dmd_trainer.families.architectures import KNOWN, known_architecture
 from dmd_trainer.planning.fake_step import Flops
+from dmd_trainer.planning.fitting import enough_settings
 from dmd_trainer.planning.memory import estimate_memory
 from dmdctl.gpu_plan import (
     ANNOTATION,
@@ -20,7 +21,6 @@ from dmdctl.gpu_plan import (
     Gpu,
     architecture_of,
     at_hand,
-    enough_settings,
     find_gpu,
     stage_seconds,
 )
@@ -68,11 +68,11 @@ def test_settings_are_tried_in_their_order_until_they_are_enough() -> None:
     total = estimate_memory(manifest, architecture).total
     assert enough_settings(manifest, architecture, total)[0] == []
 
-    settings, estimate = enough_settings(manifest, architecture, 0.9 * total)
+    settings, estimate, _ = enough_settings(manifest, architecture, 0.9 * total)
     assert settings == ["training.sharding: FSDP", "training.activationCheckpointing: true"][: len(settings)]
     assert estimate.total <= 0.9 * total
 
-    settings, estimate = enough_settings(manifest, architecture, 1)
+    settings, estimate, _ = enough_settings(manifest, architecture, 1)
     assert settings == [
         "training.sharding: FSDP",
         "training.activationCheckpointing: true",
@@ -85,7 +85,7 @@ def test_settings_are_tried_in_their_order_until_they_are_enough() -> None:
 
 def test_one_process_cannot_shard_and_what_is_set_is_not_advised() -> None:
     manifest = manifest_of(training={"batchSize": 2, "activationCheckpointing": True}, teacher={"weights": "fp8"})
-    settings, _ = enough_settings(manifest, known_architecture("ddpm-cifar10"), 1)
+    settings, _, _ = enough_settings(manifest, known_architecture("ddpm-cifar10"), 1)
     assert settings == ["training.microBatchSize: 1", "teacher.offload: true"]
 
 
@@ -104,7 +104,7 @@ def test_sdxl_on_one_80_gb_gpu_is_what_its_settings_say() -> None:
             )
         }
     )
-    settings, estimate = enough_settings(one, architecture, 80 * GIGABYTE)
+    settings, estimate, _ = enough_settings(one, architecture, 80 * GIGABYTE)
     assert settings == ["teacher.weights: fp8", "teacher.offload: true", "method.lora: {rank: 64}"]
     assert 40 * GIGABYTE < estimate.total <= 80 * GIGABYTE
 

@@ -148,6 +148,11 @@ class Distillation:
         )
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.teacher.denoiser.schedule.sigmas.device
+
+    @property
     def generator(self) -> Generator:
         """The generator in training."""
         return self.models.generator

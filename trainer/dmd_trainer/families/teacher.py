@@ -128,7 +128,7 @@ def load_teacher(
         )
     latent = kind in TEXT_NETWORKS
     autoencoder = Autoencoder(directory, WEIGHTS[weights]) if latent else Pixels()
-    _place(network, torch.device(device), weights, offload)
+    place_network(network, torch.device(device), weights, offload)
     classes = getattr(network.config, "num_class_embeds", None)
     return Teacher(
         # Weights of 8 or 16 bits have no products with float32: their network runs in bfloat16.
@@ -172,7 +172,7 @@ def _load_network(directory: Path, folder: str, kind: str) -> Any:
     return network.float().eval()
 
 
-def _place(network: Any, device: torch.device, weights: str, offload: bool) -> None:
+def place_network(network: Any, device: torch.device, weights: str, offload: bool) -> None:
     """Brings a frozen network to where and how it is kept, by diffusers' own means."""
     if weights == "bf16":
         network.to(torch.bfloat16)

@@ -1,0 +1,1 @@
+"""Whether everything that needs a GPU works on one: `make gpu-check`."""
