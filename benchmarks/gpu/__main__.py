@@ -28,6 +28,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder for PART.json")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--miniature", action="store_true", help="tiny networks; always so on a CPU")
+    parser.add_argument("--budget", type=float, default=1.0, help="how many times longer each part may take")
+    parser.add_argument("--case", action="append", default=[], help="only cases with this text in their names")
     given = parser.parse_args()
     if unknown := [part for part in given.parts if part not in BUDGETS]:
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(BUDGETS)}")
@@ -42,19 +44,21 @@ def main() -> int:
     if "memory" in parts:  # which takes tens of seconds of the CPU alone: it goes on while the first part is measured
         estimates = _start("benchmarks.gpu.estimates", given.out / "estimates", "miniature" if miniature else "whole")
     try:
-        good = [_run(part, given.out, device, miniature) for part in parts]
+        good = [_run(part, given.out, device, miniature, given.budget, given.case) for part in parts]
     finally:
         if estimates is not None:
             _end(estimates)
     return 0 if all(good) else 1
 
 
-def _run(part: str, out: Path, device: str, miniature: bool) -> bool:
+def _run(part: str, out: Path, device: str, miniature: bool, budget: float, chosen: list[str]) -> bool:
     print(f"\n== {part}", flush=True)
     started = time.time()
-    process = _start("benchmarks.gpu.part", part, out, device, "miniature" if miniature else "whole", str(started))
+    seconds = BUDGETS[part] * budget * (MINIATURE if miniature else 1)
+    size, deadline = "miniature" if miniature else "whole", str(started + seconds)
+    process = _start("benchmarks.gpu.part", part, out, device, size, deadline, *chosen)
     try:
-        code = process.wait(BUDGETS[part] * (MINIATURE if miniature else 1) + GRACE)
+        code = process.wait(seconds + GRACE)
     except subprocess.TimeoutExpired:
         code = None
     finally:

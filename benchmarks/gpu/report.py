@@ -27,6 +27,7 @@ class Report:
         device: what is checked.
         miniature: whether networks are tiny and everything is done once or twice.
         deadline: by `time.time()`.
+        chosen: only cases with one of these texts in their names; all, if there are none.
     """
 
     part: str
@@ -34,6 +35,7 @@ class Report:
     device: torch.device
     miniature: bool
     deadline: float
+    chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.content: dict[str, Any] = {
@@ -53,13 +55,21 @@ class Report:
         return self.deadline - time.time()
 
     @contextmanager
-    def case(self, name: str, seconds: float = 0.0) -> Iterator[dict[str, Any]]:
+    def case(self, name: str, seconds: float = 0.0, *, always: bool = False) -> Iterator[dict[str, Any]]:
         """A case, whose results go into the dictionary; what it raises is reported, and the part goes on.
 
-        Use as `with report.case(...) as found: if report.starts(found): ...`, see `starts`.
+        Args:
+            name: the case's.
+            seconds: of the part's budget that must be left.
+            always: others rest on it, so that it is run whatever is chosen.
+
+        Yields:
+            A dictionary for the results; with the key "skipped" the case is not to be run.
         """
         found: dict[str, Any] = {}
-        if self.left < seconds and not self.miniature:
+        if self.chosen and not always and not any(text in name for text in self.chosen):
+            found = {"skipped": True}
+        elif self.left < seconds and not self.miniature:
             self.skip(name, f"{seconds:.0f} s needed, {self.left:.0f} s left of the part's budget")
             found = {"skipped": True}
         started = time.time()

@@ -116,6 +116,11 @@ class TrainedNetwork:
         """Takes up what `state` gave."""
         set_model_state_dict(self.module, state["weights"])
         set_optimizer_state_dict(self.module, self.optimizer, state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                # Fused AdamW goes through memory as it lies: moments of another layout would be another weight's.
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 class Ema:
