@@ -15,6 +15,8 @@ STATE, RESUMED = "state.pt", "resumed.pt"
 def main() -> None:
     """Loads the state, counts on, and keeps where that leads."""
     folder, device, steps = Path(sys.argv[1]), torch.device(sys.argv[2]), int(sys.argv[3])
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     deterministic()
     if device.type == "cpu":
         torch.set_num_threads(1)
