@@ -28,7 +28,7 @@ def sample_model(
     prompts: list[str] | None,
     tracking: str | None,
 ) -> None:
-    """KeyedRandom `count` images and writes them as a grid.
+    """Draws `count` images and writes them as a grid.
 
     Raises:
         BadInputError: there is no such model, the labels or prompts do not fit it, or the picture cannot be written.
