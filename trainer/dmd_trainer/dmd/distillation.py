@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from dmd_api.manifest import Spec, Training
-from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.data.pairs import Pairs
 from dmd_trainer.data.real_images import RealImages
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
