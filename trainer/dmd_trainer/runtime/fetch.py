@@ -1,5 +1,6 @@
 """From a URI to a local path: teachers, feature networks, data sets."""
 
+import hashlib
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,7 +9,11 @@ from dmd_api.uris import parse_uri
 from dmd_trainer.runtime.storage import CLAIMS, open_storage
 
 ASSETS = Path(str(files("dmd_trainer"))) / "assets"
-"""What `builtin://` names: the models that ship with the trainer."""
+"""The models and data of `builtin://`, which ship with the trainer."""
+ABOUT = ("model_index.json", "README.md", "LICENSE*", "LICENCE*", "NOTICE*")
+"""The files of a pipeline's repository that say what it is; diffusers loads few of them, but an export passes them on."""
+OTHER_FRAMEWORKS = ("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite")
+"""Weights that nothing here reads."""
 
 
 def local_path(uri: str, scratch: Path) -> Path:
@@ -40,9 +45,11 @@ def local_path(uri: str, scratch: Path) -> Path:
 
 
 def _from_storage(uri: str, scratch: Path) -> Path:
-
     storage = open_storage(uri)
-    folder = scratch / "fetched" / uri.removeprefix("s3://").replace("/", "_")
+    # The hash tells `a/b_c` from `a/b/c`: a folder as deep as the URI would hold that of a longer URI, too.
+    name = uri.removeprefix("s3://").strip("/")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    folder = scratch / "fetched" / f"{name.rpartition('/')[2]}-{digest}"
     keys = storage.list("")
     if not keys:
         # Not a folder: the URI may name one object.
@@ -56,12 +63,26 @@ def _from_storage(uri: str, scratch: Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    """A repository's files in the hub's cache, which a node's processes share; its locks let one of them download."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     repository, _, revision = name.partition("@")
+    at = revision or None
     try:
-        return Path(snapshot_download(repository, revision=revision or None))
+        try:
+            hf_hub_download(repository, "model_index.json", revision=at)
+        except EntryNotFoundError:  # no pipeline, or the hub cannot be asked
+            return Path(snapshot_download(repository, revision=at, ignore_patterns=[*OTHER_FRAMEWORKS]))
+        _download_pipeline(repository, at)
+        return Path(snapshot_download(repository, revision=at, allow_patterns=[*ABOUT]))
     except GatedRepoError as error:
         raise BadInputError(
             f"hf://{name}: access is gated; accept its terms on the hub and give spec.huggingFace.credentialsSecretRef "
@@ -71,8 +92,25 @@ def _from_hub(name: str) -> Path:
         raise BadInputError(
             f"hf://{name}: no such repository, or a private one; check the name, or give HF_TOKEN"
         ) from error
+    except RevisionNotFoundError as error:
+        raise BadInputError(f"hf://{name}: the repository has no revision {revision}; check the name after @") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InfrastructureError(f"hf://{name}: the hub does not answer ({error}); is there a network?") from error
+
+
+def _download_pipeline(repository: str, revision: str | None) -> None:
+    """Downloads what diffusers would load: the folders that the index names, safetensors, no variant."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        DiffusionPipeline.download(repository, revision=revision, use_safetensors=True)
+    except (AttributeError, ValueError) as error:
+        # A class of another version of diffusers, or folders without safetensors.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInputError(
+            f"hf://{repository}: diffusers cannot load this pipeline ({reason}); use one with safetensors weights, of a "
+            "class that diffusers has"
+        ) from error
 
 
 def _from_registry(uri: str, scratch: Path) -> Path:
