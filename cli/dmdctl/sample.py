@@ -115,7 +115,7 @@ class _Generator:
 
 
 def _load(model: str, tracking: str | None) -> _Generator:
-    from dmd_trainer.publishing.export import call_arguments
+    from dmd_trainer.publishing.export import call_arguments, exported_steps
 
     folder = Path(model)
     if not model.startswith("models:/"):
@@ -126,7 +126,7 @@ def _load(model: str, tracking: str | None) -> _Generator:
         import json
 
         name = json.loads((folder / "model_index.json").read_text()).get("_class_name", "")
-        return _Generator(folder, call_arguments(name))
+        return _Generator(folder, call_arguments(name, exported_steps(folder)))
 
     import mlflow
     import yaml
