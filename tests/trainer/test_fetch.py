@@ -46,10 +46,12 @@ PIPELINE = {
             "_diffusers_version": "0.36.0",
             "unet": ["diffusers", "UNet2DModel"],
             "scheduler": ["diffusers", "DDPMScheduler"],
+            "safety_checker": [None, None],
+            "requires_safety_checker": False,
         }
     ),
     "scheduler/scheduler_config.json": "{}",
-    "unet/config.json": "{}",
+    "unet/config.json": json.dumps({"_class_name": "UNet2DModel"}),
     "unet/diffusion_pytorch_model.safetensors": "the weights",
     "README.md": "license: mit",
     "LICENSE.md": "MIT",
@@ -58,6 +60,8 @@ NEEDLESS = {
     "unet/diffusion_pytorch_model.bin": "pickled",
     "unet/diffusion_pytorch_model.fp16.safetensors": "a variant",
     "unet/diffusion_pytorch_model.non_ema.safetensors": "another",
+    "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors": "the same in parts",
+    "safety_checker/model.safetensors": "of a part that the pipeline leaves out",
     "unet/diffusion_flax_model.msgpack": "flax",
     "everything-in-one.ckpt": "pickled",
     "everything-in-one.safetensors": "all of it again",
@@ -75,10 +79,10 @@ def hub() -> Iterator[tuple[str, "Counter[str]"]]:
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self) -> None:  # noqa: N802
+        def do_HEAD(self) -> None:
             self.answer()
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self.answer()
 
         def answer(self) -> None:
@@ -111,7 +115,7 @@ def hub() -> Iterator[tuple[str, "Counter[str]"]]:
             if self.command == "GET":
                 self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *args: object) -> None:
             """Quiet."""
 
     def blob(text: str) -> str:
@@ -136,7 +140,7 @@ from pathlib import Path
 from threading import Barrier
 from dmd_trainer.runtime.fetch import local_path
 
-together = Barrier(2)
+together = Barrier(2, timeout=60)
 
 def rank(_):
     folders = []

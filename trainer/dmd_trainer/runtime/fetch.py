@@ -1,8 +1,10 @@
 """From a URI to a local path: teachers, feature networks, data sets."""
 
 import hashlib
+import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from dmd_api.errors import BadInputError, InfrastructureError
 from dmd_api.uris import parse_uri
@@ -11,9 +13,11 @@ from dmd_trainer.runtime.storage import CLAIMS, open_storage
 ASSETS = Path(str(files("dmd_trainer"))) / "assets"
 """The models and data of `builtin://`, which ship with the trainer."""
 ABOUT = ("model_index.json", "README.md", "LICENSE*", "LICENCE*", "NOTICE*")
-"""The files of a pipeline's repository that say what it is; diffusers loads few of them, but an export passes them on."""
+"""The files at the top of a pipeline's repository that are taken; an export passes on all but the first."""
 OTHER_FRAMEWORKS = ("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite")
 """Weights that nothing here reads."""
+NOT_LOADED = (*OTHER_FRAMEWORKS, "*.bin", "*.ckpt", "*.pt", "*.pth", "*/*.*.safetensors")
+"""Weights in a pipeline's folders that diffusers does not load: pickled ones, and variants (NAME.fp16.safetensors)."""
 
 
 def local_path(uri: str, scratch: Path) -> Path:
@@ -78,11 +82,11 @@ def _from_hub(name: str) -> Path:
     at = revision or None
     try:
         try:
-            hf_hub_download(repository, "model_index.json", revision=at)
+            index = json.loads(Path(hf_hub_download(repository, "model_index.json", revision=at)).read_text())
         except EntryNotFoundError:  # no pipeline, or the hub cannot be asked
             return Path(snapshot_download(repository, revision=at, ignore_patterns=[*OTHER_FRAMEWORKS]))
-        _download_pipeline(repository, at)
-        return Path(snapshot_download(repository, revision=at, allow_patterns=[*ABOUT]))
+        wanted = [*ABOUT, *(f"{folder}/*" for folder in _folders(index))]
+        return Path(snapshot_download(repository, revision=at, allow_patterns=wanted, ignore_patterns=[*NOT_LOADED]))
     except GatedRepoError as error:
         raise BadInputError(
             f"hf://{name}: access is gated; accept its terms on the hub and give spec.huggingFace.credentialsSecretRef "
@@ -93,24 +97,17 @@ def _from_hub(name: str) -> Path:
             f"hf://{name}: no such repository, or a private one; check the name, or give HF_TOKEN"
         ) from error
     except RevisionNotFoundError as error:
-        raise BadInputError(f"hf://{name}: the repository has no revision {revision}; check the name after @") from error
+        raise BadInputError(f"hf://{name}: there is no revision {revision}; check the name after the @") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InfrastructureError(f"hf://{name}: the hub does not answer ({error}); is there a network?") from error
 
 
-def _download_pipeline(repository: str, revision: str | None) -> None:
-    """Downloads what diffusers would load: the folders that the index names, safetensors, no variant."""
-    from diffusers import DiffusionPipeline
+def _folders(index: dict[str, Any]) -> list[str]:
+    """The folders of a pipeline's parts: [library, class] each, and [null, null] for a part that is absent.
 
-    try:
-        DiffusionPipeline.download(repository, revision=revision, use_safetensors=True)
-    except (AttributeError, ValueError) as error:
-        # A class of another version of diffusers, or folders without safetensors.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInputError(
-            f"hf://{repository}: diffusers cannot load this pipeline ({reason}); use one with safetensors weights, of a "
-            "class that diffusers has"
-        ) from error
+    `DiffusionPipeline.download` takes the same, but costs ten seconds of imports where nothing else needs diffusers.
+    """
+    return [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
 
 
 def _from_registry(uri: str, scratch: Path) -> Path:
