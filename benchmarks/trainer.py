@@ -22,8 +22,9 @@ from benchmarks.bare_passes import RealRows, Rows, bare_passes
 from benchmarks.digits import digits_distillation
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import DMDDistillation
-from dmd_trainer.conditions.labels import Conditions
-from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.base import Conditions
+from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.labels import ClassLabels
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
@@ -160,7 +161,7 @@ def _data(manifest: DMDDistillation, teacher: Teacher, folder: Path) -> Training
 
 def _conditions(teacher: Teacher, folder: Path) -> Conditions:
     if not teacher.takes_text:
-        return Conditions(teacher.num_class_embeds)
+        return ClassLabels(teacher.num_class_embeds)
     encoder = partial(TextEncoder, teacher.directory, torch.device("cpu"))
     embeddings = PromptEmbeddings(PROMPTS, teacher.digest, FileStorage(folder / "cache"), folder / "local", encoder)
     return PromptConditions(embeddings=embeddings, added=teacher.added_conditions)

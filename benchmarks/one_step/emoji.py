@@ -30,7 +30,7 @@ from benchmarks.one_step.pairs import TeacherPairs
 from benchmarks.one_step.setting import FORWARD, UPDATE, Sampler
 from benchmarks.one_step.training import as_in_manifest, follow, train
 from dmd_api.loading import load_manifest
-from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.data.emoji import load_emoji
 from dmd_trainer.data.pairs import Pairs
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser

@@ -9,7 +9,7 @@ FIGURE = Path(__file__).parents[2] / "docs" / "images" / "one-step.png"
 
 
 def plot(found: dict[str, list[dict[str, Any]]], file: Path = FIGURE) -> None:
-    """KeyedRandom the teacher's solvers as lines and the one-step generators as points (the mean, and each seed)."""
+    """Draws the teacher's solvers as lines and the one-step generators as points (the mean, and each seed)."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

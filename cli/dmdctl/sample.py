@@ -28,7 +28,7 @@ def sample_model(
     prompts: list[str] | None,
     tracking: str | None,
 ) -> None:
-    """KeyedRandom `count` images and writes them as a grid.
+    """Draws `count` images and writes them as a grid.
 
     Raises:
         BadInputError: there is no such model, the labels or prompts do not fit it, or the picture cannot be written.
@@ -115,7 +115,7 @@ class _Generator:
 
 
 def _load(model: str, tracking: str | None) -> _Generator:
-    from dmd_trainer.publishing.export import call_arguments
+    from dmd_trainer.publishing.export import call_arguments, exported_steps
 
     folder = Path(model)
     if not model.startswith("models:/"):
@@ -126,7 +126,7 @@ def _load(model: str, tracking: str | None) -> _Generator:
         import json
 
         name = json.loads((folder / "model_index.json").read_text()).get("_class_name", "")
-        return _Generator(folder, call_arguments(name))
+        return _Generator(folder, call_arguments(name, exported_steps(folder)))
 
     import mlflow
     import yaml

@@ -1,4 +1,4 @@
-"""KeyedRandom what teacher and one-step generator make of the same prompts and noise: the README's picture.
+"""Draws what teacher and one-step generator make of the same prompts and noise: the README's picture.
 
     python examples/emoji/draw_comparison.py trainer/dmd_trainer/assets/emoji-teacher GENERATOR docs/images/emoji.png
 
@@ -31,7 +31,7 @@ def draw(pipeline: Any, prompts: list[str], **arguments: Any) -> torch.Tensor:
 
 
 def main(teacher: Path, generator: Path, out: Path, prompt: list[str] | None = None) -> None:
-    """KeyedRandom the pictures of TEACHER and GENERATOR for the same prompts and noise, and writes them to OUT."""
+    """Draws the pictures of TEACHER and GENERATOR for the same prompts and noise, and writes them to OUT."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

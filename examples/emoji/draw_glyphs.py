@@ -1,4 +1,4 @@
-"""KeyedRandom the emoji example's data: Noto Color Emoji's glyphs with their Unicode names, as one parquet file.
+"""Draws the emoji example's data: Noto Color Emoji's glyphs with their Unicode names, as one parquet file.
 
     apt-get install fonts-noto-color-emoji
     python examples/emoji/draw_glyphs.py trainer/dmd_trainer/assets/emoji
@@ -55,7 +55,7 @@ def draw(glyph: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def main(out: Path, font: Path = FONT) -> None:
-    """KeyedRandom the glyphs of FONT and writes them to OUT."""
+    """Draws the glyphs of FONT and writes them to OUT."""
     tables = TTFont(font)
     bitmaps = ImageFont.truetype(str(font), BITMAP)
     blank = Image.new("RGB", (SIZE, SIZE), "white").tobytes()

@@ -11,8 +11,8 @@ import yaml
 from torch.distributed.tensor import DTensor
 
 from dmd_api.loading import parse_manifest
-from dmd_trainer.conditions.labels import Conditions, Drawn
-from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.base import Conditions, Drawn
+from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.data.pairs import Pairs, shard_files
 from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.distributed.collectives import rank_and_world_size

@@ -7,7 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from dmd_trainer.data.emoji import ASSETS, SIZE, load_emoji, retrieval_ranks
+from dmd_trainer.data.emoji import SIZE, load_emoji, retrieval_ranks
+from dmd_trainer.runtime.fetch import ASSETS
 
 CLIP, TEACHER = ASSETS / "emoji-clip", ASSETS / "emoji-teacher"
 

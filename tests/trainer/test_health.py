@@ -18,8 +18,9 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import Spec
 from dmd_api.runtime import Stage
-from dmd_trainer.conditions.labels import Conditions
-from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.base import Conditions
+from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.labels import ClassLabels
 from dmd_trainer.data.pairs import Pairs, make_shard, shard_indices
 from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.diffusion.generator import Generator
@@ -188,7 +189,7 @@ def solver(teacher: Teacher) -> Solver:
 
 @pytest.fixture(scope="module")
 def probe(teacher: Teacher, solver: Solver) -> HealthProbe:
-    return HealthProbe(teacher, solver, Conditions(10), seed=0)
+    return HealthProbe(teacher, solver, ClassLabels(10), seed=0)
 
 
 class Given(Generator):
@@ -241,7 +242,7 @@ def test_a_shifted_mean_is_a_drift_in_standard_deviations(teacher: Teacher, solv
     assert drift == pytest.approx(0.25 / float(torch.cat(images).std()), rel=1e-2)
 
 
-DIGITS = Conditions(10)
+DIGITS = ClassLabels(10)
 
 
 class Digits:
@@ -265,7 +266,7 @@ class Digits:
 @pytest.fixture(scope="module")
 def pair_files(teacher: Teacher, solver: Solver, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     file = tmp_path_factory.mktemp("pairs") / "shard.safetensors"
-    shard = make_shard(solver, Conditions(10), teacher.sample_shape, shard_indices(0, 512), 0, torch.device("cpu"))
+    shard = make_shard(solver, ClassLabels(10), teacher.sample_shape, shard_indices(0, 512), 0, torch.device("cpu"))
     file.write_bytes(shard)
     return [file]
 
@@ -426,7 +427,7 @@ def test_a_run_that_may_not_collapse_ends_with_the_checkpoint_from_before_it(
 
 def test_the_probe_is_the_same_however_it_is_cut(teacher: Teacher, solver: Solver, probe: HealthProbe) -> None:
     generator = Given(teacher, solver, lambda x: x * 0.9)
-    whole = HealthProbe(teacher, solver, Conditions(10), seed=0, micro_batch=32)
+    whole = HealthProbe(teacher, solver, ClassLabels(10), seed=0, micro_batch=32)
     assert whole.measure(generator, teacher.denoiser) == pytest.approx(
         probe.measure(generator, teacher.denoiser), rel=1e-4
     )

@@ -1,4 +1,4 @@
-"""KeyedRandom are functions of their key."""
+"""Keyed draws are functions of their key."""
 
 import torch
 

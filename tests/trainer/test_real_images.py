@@ -1,4 +1,4 @@
-"""Real images: every kind of source gives the same images by number; what is damaged is named, and passed over."""
+"""Real images: every kind of source gives the same images by number; what is damaged is named, and skipped."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.data import image_set
 from dmd_trainer.data.digits import load_digits_images
 from dmd_trainer.data.emoji import load_emoji

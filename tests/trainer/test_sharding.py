@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from dmd_api.loading import parse_manifest
-from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.base import Conditions
+from dmd_trainer.conditions.labels import ClassLabels
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
@@ -76,7 +77,7 @@ def test_a_step_computes_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     teacher = text_teacher if kind == "text" else doubled(load_teacher(tiny_teacher))
-    conditions: Conditions = Conditions(10)
+    conditions: Conditions = ClassLabels(10)
     if kind == "text":
         conditions = DoubleConditions(embeddings=conditions_of(teacher, tmp_path).embeddings)
     compiled: list[nn.Module] = []

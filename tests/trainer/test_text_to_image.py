@@ -19,7 +19,8 @@ from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import Method, Prompts
 from dmd_api.runtime import Stage
-from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings, read_prompts
+from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.prompts import read_prompts
 from dmd_trainer.diffusion.generator import Generator, generator_timesteps
 from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
 from dmd_trainer.evaluation.timing import measure_throughput

@@ -11,8 +11,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer.conditions.labels import Conditions
-from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.labels import Unconditional
 from dmd_trainer.evaluation.clip_score import PREFIX, ClipScore, load_clip_score
 from dmd_trainer.evaluation.features import ClipFeatures, load_features
 from dmd_trainer.evaluation.measure import Samples, measure, score
@@ -140,5 +140,5 @@ def test_measured_images_are_scored_against_their_own_prompts(folder: Path, tmp_
     scores = score(measured, real, {"CLIPScore"})
     assert scores["CLIPScore"] == pytest.approx(float(expected.mean()), rel=1e-5)
     assert "CLIPScore" not in score(measured, real, {"FID"})
-    unconditional = Samples(2, 0, 2, (3, 24, 24), Conditions(), CPU, clip=clip)
+    unconditional = Samples(2, 0, 2, (3, 24, 24), Unconditional(), CPU, clip=clip)
     assert measure(lambda noise, condition: noise, extractor, unconditional).clip_scores is None

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from dmd_api.manifest import Location
-from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.labels import ClassLabels
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.measure import Samples, measure
 torch.set_num_threads(1)
@@ -33,7 +33,7 @@ dist.init_process_group("gloo")
 cpu = torch.device("cpu")
 extractor = load_features(Location(uri="builtin://digits-classifier"), Path("."), cpu)
 found = measure(lambda noise, condition: noise + condition["class_labels"][:, None, None, None] / 10, extractor,
-                Samples(70, 3, 16, (1, 8, 8), Conditions(10), cpu))
+                Samples(70, 3, 16, (1, 8, 8), ClassLabels(10), cpu))
 if dist.get_rank() == 0:
     torch.save((found.features, found.correct), sys.argv[1])
 dist.destroy_process_group()

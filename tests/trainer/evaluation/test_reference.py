@@ -14,7 +14,7 @@ from torchvision.transforms.functional import center_crop
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.labels import Unconditional
 from dmd_trainer.data import image_set
 from dmd_trainer.data.emoji import load_emoji
 from dmd_trainer.evaluation.features import FeatureExtractor
@@ -100,7 +100,7 @@ def test_generated_images_are_resized_as_real_ones_are(tmp_path: Path) -> None:
     torch.testing.assert_close(square_images(given, 16)[0], by_the_protocol(image, 16))
     assert square_images(given, 24) is given
     assert square_images(given[:, :1], 16).shape == (1, 1, 16, 16)
-    samples = Samples(3, 0, 2, (3, 24, 24), Conditions(), CPU, resolution=16)
+    samples = Samples(3, 0, 2, (3, 24, 24), Unconditional(), CPU, resolution=16)
     measured = measure(lambda noise, condition: given.expand(len(noise), -1, -1, -1), Flat(), samples)
     torch.testing.assert_close(measured.features, by_the_protocol(image, 16).flatten().expand(3, -1))
 

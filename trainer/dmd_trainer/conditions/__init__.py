@@ -1,1 +1,1 @@
-"""What the networks are conditioned on: labels and prompts."""
+"""Conditions of the networks: class labels, or prompts."""

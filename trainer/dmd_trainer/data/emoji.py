@@ -5,16 +5,19 @@ They are the data of the shipped text-to-image example, small enough that a late
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel
 
-ASSETS = Path(__file__).parent / "assets"
+from dmd_trainer.runtime.fetch import ASSETS
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
 DATA = ASSETS / "emoji" / "emoji.parquet"
 SIZE = 32
 
@@ -25,6 +28,8 @@ def load_emoji(path: Path = DATA) -> tuple[Tensor, list[str]]:
     Args:
         path: a parquet file with a column `image` of encoded pictures and a column `text` of captions.
     """
+    import pyarrow.parquet as pq
+
     table = pq.read_table(path, columns=["image", "text"])
     images = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in table["image"].to_pylist()]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
@@ -32,7 +37,7 @@ def load_emoji(path: Path = DATA) -> tuple[Tensor, list[str]]:
 
 
 @torch.no_grad()
-def retrieval_ranks(pictures: Tensor, chosen: Tensor, glyphs: Tensor, clip: CLIPModel) -> Tensor:
+def retrieval_ranks(pictures: Tensor, chosen: Tensor, glyphs: Tensor, clip: "CLIPModel") -> Tensor:
     """How near the right glyph is to each picture, among all glyphs: 0 where it is the nearest.
 
     Args:

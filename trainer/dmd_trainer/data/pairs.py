@@ -1,7 +1,7 @@
 """ODE pairs: noise, condition and the teacher's solution of it, in shards (DMD, arXiv 2311.18828, section 4.2).
 
 A shard's bytes depend on the manifest and the teacher alone: its noise is keyed by the pairs' global indices and its
-solver batches start at its first pair, so any number of workers makes the same shards on like hardware.
+solver batches start at its first pair, so any number of workers make the same shards on like hardware.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import Solver
 from dmd_trainer.runtime.storage import Storage
@@ -23,7 +23,7 @@ SOLVER_BATCH = 256
 
 
 def shard_key(shard: int) -> str:
-    """Where a shard lies in the run's storage; its hash lies beside it."""
+    """A shard's key in the run's storage; its hash is at the same key with `.sha256`."""
     return f"pairs/shard-{shard:05d}.safetensors"
 
 
@@ -38,7 +38,7 @@ def shard_count(pairs: int) -> int:
 
 
 def shard_is_intact(storage: Storage, shard: int) -> bool:
-    """Whether a shard is in storage as its hash says. One whose hash is missing was never finished."""
+    """Whether a shard in storage matches its hash. One whose hash is missing was never finished."""
     key = shard_key(shard)
     if not (storage.exists(key) and storage.exists(f"{key}.sha256")):
         return False
@@ -58,12 +58,12 @@ def make_shard(
 
     Args:
         solver: the teacher's deterministic sampler.
-        conditions: what conditions are drawn from.
+        conditions: draws the pairs' conditions.
         sample_shape: (C, H, W).
         indices: the global indices of the shard's pairs.
         seed: the run's.
         device: where the solver runs.
-        on_batch: told after each solver batch how many pairs it made; may raise to stop.
+        on_batch: called after each solver batch with the number of its pairs; may raise to stop.
     """
     noises: list[Tensor] = []
     images: list[Tensor] = []
@@ -101,7 +101,7 @@ def download_shards(storage: Storage, count: int, folder: Path) -> list[int]:
     """Copies the shards of `count` pairs to `shard_files`, checking their hashes; intact copies are kept.
 
     Returns:
-        The shards that are missing or not what their hashes say.
+        The shards that are missing or do not match their hashes.
     """
     damaged = []
     for shard, path in enumerate(shard_files(count, folder)):

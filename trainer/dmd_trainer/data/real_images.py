@@ -1,4 +1,4 @@
-"""Real images as a teacher sees them, with labels or captions: what the GAN term judges generated ones beside."""
+"""Real images as a teacher sees them, with labels or captions: which the GAN term compares generated ones with."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,15 +12,16 @@ from torch import Tensor
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer.conditions.prompts import PromptConditions
-from dmd_trainer.data.image_set import ROWS_AT_ONCE, ImageSet, Row
+from dmd_trainer.conditions.base import Conditions
+from dmd_trainer.data.image_set import ImageSet, Row
 from dmd_trainer.runtime.storage import Storage
 
 if TYPE_CHECKING:
     from dmd_trainer.families.teacher import Teacher
 
-EmbedCaptions = Callable[[list[str]], PromptConditions]
-"""Captions -> their embeddings, made once they are asked for."""
+EmbedCaptions = Callable[[list[str]], Conditions]
+"""Captions -> the conditions that they are, by number; the embeddings are made when they are first needed."""
+CHECKED_AT_ONCE = 64
 
 
 class RealImages:
@@ -29,7 +30,7 @@ class RealImages:
     Args:
         images: the source.
         teacher: whose space the samples are in.
-        embed: where the teacher takes text, makes its captions' embeddings; they are used where images have captions.
+        embed: for a teacher that takes text, embeds captions; used where images have some.
 
     Raises:
         BadInputError: they have no labels, and the teacher takes some.
@@ -38,7 +39,7 @@ class RealImages:
     def __init__(self, images: ImageSet, teacher: "Teacher", embed: EmbedCaptions | None = None) -> None:
         self.images, self._teacher = images, teacher
         self._embed = embed if embed is not None and images.captioned else None
-        self._captions: dict[str, PromptConditions] = {}  # of each shard that was drawn from
+        self._captions: dict[str, Conditions] = {}  # of each shard that was drawn from
         self._ahead: tuple[list[int], Future[list[Row]]] | None = None
         self._device = teacher.denoiser.schedule.sigmas.device
         if teacher.num_class_embeds is not None and not images.labelled:
@@ -58,14 +59,14 @@ class RealImages:
     def at(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The samples [B, C, H, W], float32, at indices [B], and their conditions.
 
-        In the place of an image that does not decode comes the next one that does.
+        An image that does not decode is replaced by the next one that does.
 
         Args:
             indices: from 0 to the number of images.
 
         Returns:
             Samples in the teacher's space, latents on its device; {"class_labels": [B]} where the images have labels,
-            and what a text-to-image teacher's network takes of their captions where they have some.
+            and a text-to-image teacher's condition for their captions where they have some.
 
         Raises:
             BadInputError: too many images do not decode, a file cannot be read, or a sample does not fit the teacher.
@@ -89,7 +90,7 @@ class RealImages:
         return samples, conditions
 
     def _caption(self, embed: EmbedCaptions, index: int) -> dict[str, Tensor]:
-        """What the network takes of an image's caption, each [1, ...]."""
+        """The condition for an image's caption, each [1, ...]."""
         shard, row = self.images.place(index)
         if shard.key not in self._captions:
             # Of a shard without captions in a source that has some, all are unknown.
@@ -97,7 +98,7 @@ class RealImages:
         return self._captions[shard.key].embed({"prompt": torch.tensor([row])}, self._device)
 
     def prefetch(self, indices: Tensor) -> None:
-        """Begins to fetch and decode what `at` is asked for next, while the device computes."""
+        """Begins to fetch and decode the images for the next `at`, while the device computes."""
         wanted = indices.tolist()
         self._ahead = (wanted, _background().submit(self.images.read, wanted, self._prepare))
 
@@ -115,7 +116,7 @@ class RealImages:
             BadInputError: as `at`.
         """
         indices = torch.tensor(self.images.spread())
-        for chunk in indices.split(ROWS_AT_ONCE):
+        for chunk in indices.split(CHECKED_AT_ONCE):
             rows = self.images.read(chunk.tolist(), self._prepare)
             for label in {row[1] for row in rows if row is not None and self.images.labelled}:
                 self._label(label)
@@ -163,16 +164,16 @@ def open_real_images(
         location: where they are.
         teacher: whose space they are brought to.
         scratch: where remote files are copied to: the node needs room for all of them.
-        shared: what runs share: keeps the number of images of each shard.
-        embed: where the teacher takes text, makes its captions' embeddings.
+        shared: storage that all runs share; keeps the number of images of each shard.
+        embed: for a teacher that takes text, embeds captions.
 
     Raises:
-        BadInputError: there are none, of a kind not known here, or they do not fit the teacher.
+        BadInputError: there are none, of no known format, or they do not fit the teacher.
     """
     return RealImages(ImageSet(location, "spec.data.images", scratch, shared), teacher, embed)
 
 
 @cache
 def _background() -> ThreadPoolExecutor:
-    """One thread for what is read ahead; decoding itself is spread over `_pool`."""
+    """One thread for what is read ahead; decoding itself is spread over `decoding`'s pool."""
     return ThreadPoolExecutor(1)

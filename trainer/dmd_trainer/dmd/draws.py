@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmd_api.manifest import Spec
-from dmd_trainer.conditions.labels import Conditions, Drawn
+from dmd_trainer.conditions.base import Conditions, Drawn
 from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.schedules import middle_indices

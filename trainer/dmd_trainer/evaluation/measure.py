@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dmd_trainer.conditions.labels import Conditions
-from dmd_trainer.conditions.prompts import PromptConditions
+from dmd_trainer.conditions.base import Conditions
+from dmd_trainer.conditions.embeddings import PromptConditions
 from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.distributed.collectives import rank_and_world_size

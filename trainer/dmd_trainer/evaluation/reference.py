@@ -14,7 +14,8 @@ from torchvision.transforms.functional import center_crop
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Location
-from dmd_trainer.data.image_set import ImageSet, in_threads, to_tensor
+from dmd_trainer.data.decoding import in_threads, to_tensor
+from dmd_trainer.data.image_set import ImageSet
 from dmd_trainer.evaluation.features import FeatureExtractor
 from dmd_trainer.runtime.storage import Storage
 

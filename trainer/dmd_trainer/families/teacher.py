@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.base import Conditions
+from dmd_trainer.conditions.labels import ClassLabels, Unconditional
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Prediction
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.autoencoder import Autoencoder, Pixels
@@ -87,13 +88,13 @@ class Teacher:
             wants = "no class labels" if embedded is None else f"class labels (it embeds {embedded})"
             raise BadInputError(f"spec.data.classLabels: the teacher takes {wants}; make the manifest agree with it")
         if class_count is None or embedded is None:
-            return Conditions()
+            return Unconditional()
         if class_count not in (embedded, embedded - 1):
             raise BadInputError(
                 f"spec.data.classLabels.count: {class_count}, but the teacher embeds {embedded} labels; "
                 f"use {embedded}, or {embedded - 1} where the last one stands for no class"
             )
-        return Conditions(class_count, class_count if class_count == embedded - 1 else None)
+        return ClassLabels(class_count, class_count if class_count == embedded - 1 else None)
 
 
 def load_teacher(

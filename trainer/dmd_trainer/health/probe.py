@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.randomness import KeyedRandom

@@ -144,6 +144,13 @@ def call_arguments(pipeline: str, steps: int = 1) -> dict[str, Any]:
     return arguments
 
 
+def exported_steps(folder: Path) -> int:
+    """How many steps the generator in a pipeline's folder takes: only the scheduler of several steps says how many."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    scheduler = json.loads(path.read_text()) if path.exists() else {}
+    return int(scheduler["original_inference_steps"]) if scheduler.get("_class_name") == "LCMScheduler" else 1
+
+
 def _text_pipeline(teacher: Teacher, network: nn.Module, timesteps: Sequence[int]) -> Any:
     """The teacher's own pipeline, encoders, VAE and safety checker as they are, around the generator."""
     index = json.loads((teacher.directory / "model_index.json").read_text())

@@ -1,4 +1,4 @@
-"""What a stage is given to work with."""
+"""The context of a stage: its manifest, places and peers."""
 
 import signal
 import tempfile
@@ -27,15 +27,15 @@ class StageContext:
     Attributes:
         stage: the stage that runs.
         manifest: the whole manifest, its defaults resolved.
-        run_key: what keys the run in storage and tracking.
+        run_key: the run's key in storage and tracking.
         attempt: the number of this attempt, from 1.
         storage: the run's own part of the storage.
-        shared_storage: what runs share, for what is cached by hash.
+        shared_storage: storage that all runs share, for caches keyed by hash.
         rank: this process among the stage's.
         world_size: how many processes the stage has.
         device: where this process computes.
         scratch: a local folder of this node's.
-        progress: what rank 0 shows of the stage.
+        progress: the stage's progress, which rank 0 shows.
         tracker: MLflow, on rank 0; None elsewhere.
     """
 

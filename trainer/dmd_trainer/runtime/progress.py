@@ -1,4 +1,4 @@
-"""What rank 0 shows while a stage runs: `/progress` as JSON, `/metrics` for Prometheus.
+"""Rank 0's progress while a stage runs: `/progress` as JSON, `/metrics` for Prometheus.
 
 Showing never holds up training: the board is replaced as a whole, and a thread of the server's reads it.
 """
@@ -29,7 +29,7 @@ class ProgressBoard:
 
     @property
     def current(self) -> Progress:
-        """What is shown now."""
+        """The present progress."""
         return self._current
 
     def update(self, **fields: Any) -> None:
@@ -59,7 +59,7 @@ class ProgressServer:
     """Serves a board over HTTP from a thread of its own, as a context manager.
 
     Args:
-        board: what is shown.
+        board: the progress to show.
         address: `host:port`; an empty one serves nothing.
     """
 

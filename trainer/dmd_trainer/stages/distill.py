@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dmd_api.errors import InfrastructureError
-from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.data.pairs import Pairs, download_shards, shard_files
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.randomness import KeyedRandom

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dmd_api.manifest import manifest_hash
-from dmd_trainer.conditions.labels import Conditions
+from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.diffusion.generator import Generator, generator_timesteps
 from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver

@@ -7,8 +7,9 @@ import torch
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Prompts
-from dmd_trainer.conditions.labels import Conditions
-from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings, read_prompts
+from dmd_trainer.conditions.base import Conditions
+from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
+from dmd_trainer.conditions.prompts import read_prompts
 from dmd_trainer.data.real_images import RealImages, open_real_images
 from dmd_trainer.dmd.initial_weights import InitialWeights
 from dmd_trainer.dmd.regression import regression_loss
