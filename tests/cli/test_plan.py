@@ -13,7 +13,7 @@ from dmd_api.runtime import Stage
 from dmd_trainer.families.architectures import KNOWN, known_architecture
 from dmd_trainer.planning.fake_step import Flops
 from dmd_trainer.planning.memory import estimate_memory
-from dmdctl.gpu_plan import (
+from dmdctl.planning.gpu_plan import (
     ANNOTATION,
     GIGABYTE,
     UTILISATION,
@@ -24,7 +24,7 @@ from dmdctl.gpu_plan import (
     find_gpu,
     stage_seconds,
 )
-from dmdctl.work import count_work
+from dmdctl.planning.work import count_work
 from tests.cli.test_cli import dmdctl
 from tests.conftest import MANIFEST
 

@@ -15,9 +15,9 @@ from dmd_api.manifest import DMDDistillation, manifest_hash
 from dmd_api.runtime import Stage
 from dmd_operator.decide import stages
 from dmd_operator.pods import nodes
-from dmdctl.bars import duration
-from dmdctl.gpu_plan import at_hand, find_gpu, show_gpu_plan
-from dmdctl.work import Work, count_work
+from dmdctl.display import duration
+from dmdctl.planning.gpu_plan import at_hand, find_gpu, show_gpu_plan
+from dmdctl.planning.work import Work, count_work
 
 if TYPE_CHECKING:
     from dmd_trainer.diffusion.denoiser import Condition

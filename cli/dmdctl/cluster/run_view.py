@@ -13,7 +13,7 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import Progress, Stage
 from dmd_api.status import Condition, RunStatus
 from dmd_operator.conditions import STAGE_DONE
-from dmdctl.bars import Display
+from dmdctl.display import Display
 
 WARNING = "  [yellow]![/yellow]"
 FAILURES = {

@@ -18,12 +18,12 @@ from dmd_api.runtime import Stage
 from dmd_api.status import RunStatus
 from dmd_operator.conditions import STAGE_DONE
 from dmd_operator.pods import DISTILLATION
-from dmdctl.cluster import REQUEST_SECONDS, UNREACHABLE, Cluster, connect, find, message_of
-from dmdctl.following import REFUSALS, Objects, Outage, snapshots
-from dmdctl.log_lines import Line, Worker, format_line, in_order, latest, worker_of
-from dmdctl.merging import Merge
-from dmdctl.pod_logs import follow_log, read_log
-from dmdctl.run_view import read_status
+from dmdctl.cluster.cluster import REQUEST_SECONDS, UNREACHABLE, Cluster, connect, find, message_of
+from dmdctl.cluster.following import REFUSALS, Objects, Outage, snapshots
+from dmdctl.cluster.log_lines import Line, Worker, format_line, in_order, latest, worker_of
+from dmdctl.cluster.merging import Merge
+from dmdctl.cluster.pod_logs import follow_log, read_log
+from dmdctl.cluster.run_view import read_status
 
 BATCH_SECONDS = 0.2
 """Lines that come together are put in order together."""

@@ -9,9 +9,9 @@ from typing import Any
 from kubernetes.aio.client import ApiException, CoreV1Api
 
 from dmd_operator.pods import CONTAINER
-from dmdctl.cluster import UNREACHABLE, Cluster, message_of
-from dmdctl.following import BACK_OFF_SECONDS
-from dmdctl.log_lines import Line, Worker, parse_line
+from dmdctl.cluster.cluster import UNREACHABLE, Cluster, message_of
+from dmdctl.cluster.following import BACK_OFF_SECONDS
+from dmdctl.cluster.log_lines import Line, Worker, parse_line
 
 OVERLAP_SECONDS = 60
 """Clocks differ: this much is asked for again where a stream goes on, and what is known of it is passed over."""

@@ -14,8 +14,8 @@ from dmd_api.errors import BadInputError
 from dmd_api.manifest import DMDDistillation, Lora
 from dmd_api.runtime import Stage
 from dmd_api.uris import parse_uri
-from dmdctl.bars import duration
-from dmdctl.work import Work
+from dmdctl.display import duration
+from dmdctl.planning.work import Work
 
 if TYPE_CHECKING:
     from dmd_trainer.families.architectures import Architecture

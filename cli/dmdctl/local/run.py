@@ -18,10 +18,10 @@ from dmd_api.runtime import Stage, StageResult
 from dmd_api.uris import STORAGE_SCHEMES, TRACKING_SCHEMES, parse_uri
 from dmd_trainer.evaluation.report import Report
 from dmd_trainer.runtime.storage import Storage, open_storage
-from dmdctl.bars import Display, make_display
-from dmdctl.local_runner import Interrupts, LocalRun
-from dmdctl.shrink import shrink
-from dmdctl.summary import show_summary
+from dmdctl.display import Display, make_display
+from dmdctl.local.local_runner import Interrupts, LocalRun
+from dmdctl.local.shrink import shrink
+from dmdctl.local.summary import show_summary
 
 RUNS = Path("dmd-runs")
 RETRYABLE = {ExitCode.UNEXPECTED, ExitCode.INFRASTRUCTURE}
