@@ -7,12 +7,12 @@ in float32 or wider; the network alone may run in bfloat16.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, Schedule, per_sample
 
 Condition = Mapping[str, Tensor]
@@ -24,16 +24,6 @@ Condition = Mapping[str, Tensor]
 
 ADDED_CONDITIONS = ("text_embeds", "time_ids")
 """What diffusers takes in a dictionary of its own, `added_cond_kwargs`."""
-
-
-class Prediction(StrEnum):
-    """What a network's output means; the values are diffusers' `prediction_type`, and the two it has no word for."""
-
-    EPSILON = "epsilon"
-    V = "v_prediction"
-    SAMPLE = "sample"
-    EDM = "edm"
-    FLOW = "flow_prediction"
 
 
 class Scalings(NamedTuple):
