@@ -24,7 +24,8 @@ convert_app = typer.Typer(help="Make teachers of published checkpoints in other 
 app.add_typer(convert_app, name="convert")
 
 ManifestFile = Annotated[
-    Path, typer.Argument(help="The manifest, a YAML file with one DMDDistillation.", metavar="FILE")
+    Path,
+    typer.Argument(help="The manifest, a YAML file with one DMDDistillation, or - for standard input.", metavar="FILE"),
 ]
 StorageOption = Annotated[
     str | None,
