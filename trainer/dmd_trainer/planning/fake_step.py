@@ -9,7 +9,7 @@ import warnings
 import weakref
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from dmd_trainer.dmd.gan import FakeScore, discriminator_loss, generator_loss
 from dmd_trainer.dmd.lora import add_lora
 from dmd_trainer.dmd.regression import LPIPS_SIZE
 from dmd_trainer.families.architectures import Architecture
+from dmd_trainer.planning.gpus import Flops
 
 
 class LiveTensors(TorchDispatchMode):
@@ -94,18 +95,6 @@ class StepShape:
     checkpointing: bool = False
     lora: Lora | None = None
     gpu: bool = True
-
-
-class Flops(NamedTuple):
-    """Floating-point operations of a sample's forward pass; a backward pass has about twice as many.
-
-    Attributes:
-        network: of the denoising network.
-        decoder: of the VAE's decoder; 0 without one.
-    """
-
-    network: float
-    decoder: float
 
 
 @lru_cache(maxsize=64)
@@ -245,7 +234,7 @@ class _Step:
         return self.distance(self._decode(generated), reference).mean()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Images; with gradients one at a time, their activations made again (`autoencoder.py`)."""
+        """Images; with gradients one at a time, their activations computed again (`autoencoder.py`)."""
         if self.architecture.decoder is None:
             images = latents.expand(-1, 3, -1, -1)
             return F.interpolate(images, LPIPS_SIZE, mode="bilinear") if images.shape[-1] < LPIPS_SIZE else images
