@@ -244,7 +244,25 @@ class _Step:
 
         if not latents.requires_grad:
             return decode(latents)
-        return torch.cat([checkpoint(decode, part, use_reentrant=False) for part in latents.split(1)])
+        # What lives grows from one image to the next, forwards by the images and backwards by their latents' gradients.
+        # So a peak is in the last one's forward or the first one's backward pass, and only these two are run.
+        first, *between, last = latents.split(1) if len(latents) > 1 else (None, latents)
+        ends = [] if first is None else [checkpoint(decode, first, use_reentrant=False)]
+        images = ends + [_Unpassed.apply(part, ends[0].shape) for part in between]
+        return torch.cat([*images, checkpoint(decode, last, use_reentrant=False)])
+
+
+class _Unpassed(torch.autograd.Function):
+    """Stands for the decoder: makes the output and the input's gradient, and nothing in between."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, shape: torch.Size) -> Tensor:
+        ctx.shape = latents.shape
+        return latents.new_empty(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].new_empty(ctx.shape), None
 
 
 def _fill(network: nn.Module, narrow: bool = False) -> nn.Module:

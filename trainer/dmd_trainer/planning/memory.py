@@ -7,11 +7,12 @@ counted. What it is checked against is in `tests/trainer/test_memory.py`.
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
 
-from dmd_api.manifest import DMDDistillation
+from dmd_api.manifest import DMDDistillation, Lora
 from dmd_trainer.distributed.sharding import blocks
 from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.dmd.lora import add_lora
@@ -80,13 +81,18 @@ class MemoryEstimate:
 def count_sizes(manifest: DMDDistillation, architecture: Architecture) -> Sizes:
     """Counts the weights of a run's networks, without making them."""
     method = manifest.spec.method
+    return _count_sizes(architecture, method.fake_score_updates > 0, method.gan is not None, method.lora)
+
+
+@lru_cache(maxsize=16)
+def _count_sizes(architecture: Architecture, matching: bool, gan: bool, lora: Lora | None) -> Sizes:
     network = architecture.build_network()
     parameters = _count(network)
     sizes = [_count(block) for block in blocks(network)]
     with torch.device("meta"):
-        fake_score = _count(FakeScore(network, gan=method.gan is not None)) if method.fake_score_updates else 0
-        if method.lora is not None:
-            add_lora(network, method.lora)
+        fake_score = _count(FakeScore(network, gan=gan)) if matching else 0
+        if lora is not None:
+            add_lora(network, lora)
     adapters = _count(network) - parameters
     return Sizes(
         network=parameters,
