@@ -7,6 +7,7 @@ every tensor is a fake one (`FakeTensorMode`): shapes, dtypes and lifetimes are 
 import copy
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -244,12 +245,19 @@ class _Step:
 
         if not latents.requires_grad:
             return decode(latents)
-        # What lives grows from one image to the next, forwards by the images and backwards by their latents' gradients.
-        # So a peak is in the last one's forward or the first one's backward pass, and only these two are run.
-        first, *between, last = latents.split(1) if len(latents) > 1 else (None, latents)
-        ends = [] if first is None else [checkpoint(decode, first, use_reentrant=False)]
-        images = ends + [_Unpassed.apply(part, ends[0].shape) for part in between]
-        return torch.cat([*images, checkpoint(decode, last, use_reentrant=False)])
+        return decode_ends(decode, latents)
+
+
+def decode_ends(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+    """Decodes as the real step does, one by one with activations computed again, but runs the first and last alone.
+
+    What lives grows from one image to the next: forwards by the images, backwards by their latents' gradients. So a
+    peak is in the last one's forward or in the first one's backward pass, and the others need only make these.
+    """
+    first, *between, last = latents.split(1) if len(latents) > 1 else (None, latents)
+    ends = [] if first is None else [checkpoint(decode, first, use_reentrant=False)]
+    images = ends + [_Unpassed.apply(part, ends[0].shape) for part in between]
+    return torch.cat([*images, checkpoint(decode, last, use_reentrant=False)])
 
 
 class _Unpassed(torch.autograd.Function):
