@@ -22,7 +22,7 @@ LOSS_NAMES = {"distribution_matching": "dm", "regression": "reg", "fake_score": 
 
 
 class Display(Protocol):
-    """What shows the stages of a run."""
+    """Shows the stages of a run."""
 
     def start(self, stage: Stage, ago: float = 0.0) -> None:
         """A stage begins, or began so many seconds ago."""

@@ -1,4 +1,4 @@
-"""What an API server has, as it changes, for as long as that takes: its restarts are waited out."""
+"""Follows an API server's objects as they change; its restarts are waited out."""
 
 import asyncio
 import time

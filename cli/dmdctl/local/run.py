@@ -131,7 +131,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def _is_finished(place: Storage, stage: Stage, manifest: DMDDistillation) -> bool:
-    """Whether a stage is done; an evaluation whose gates were changed since is not."""
+    """True for a stage that is done; an evaluation whose gates were changed since is not."""
     if not place.exists(f"stages/{stage}.json"):
         return False
     if stage == Stage.EVALUATE:

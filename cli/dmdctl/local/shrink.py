@@ -18,7 +18,7 @@ MICRO_BATCH = 2
 PAIRS, SOLVER_STEPS = 8, 3
 SAMPLES, BATCH = 32, 8
 RESOLUTION = 32
-"""What text-to-image teachers' images and the builtin pictures are compared at."""
+"""The size at which text-to-image teachers' images and the builtin pictures are compared."""
 EMOJI, CLIP = {"uri": "builtin://emoji"}, {"uri": "builtin://emoji-clip"}
 
 

@@ -67,12 +67,12 @@ class LiveTensors(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class StepShape:
-    """What decides a step's activations.
+    """The settings that decide a step's activations.
 
     Attributes:
         micro_batch: samples that pass the networks at once.
         guided: the teacher sees each sample with and without its condition.
-        pairs: the generator passes as many noises of ODE pairs beside.
+        pairs: the generator passes as many noises of ODE pairs, too.
         lpips: and they are compared by LPIPS, decoded where there is a VAE.
         gan: a head on the fake score's bottleneck tells real and generated samples apart.
         matching: there is a fake score to match distributions with; otherwise the regression on pairs is all.

@@ -11,7 +11,7 @@ from dmd_trainer.planning.memory import MemoryEstimate, estimate_memory
 def enough_settings(
     manifest: DMDDistillation, architecture: Architecture, limit: float
 ) -> tuple[list[str], MemoryEstimate]:
-    """Settings that bring the estimate below `limit` bytes, each added to those before until it is.
+    """Finds settings that bring the estimate below `limit` bytes, each added to those before until it is.
 
     Returns:
         The settings, and the estimate with all of them; that is above `limit` where they do not do.

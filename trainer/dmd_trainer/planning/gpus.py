@@ -9,7 +9,7 @@ from dmd_api.runtime import Stage
 from dmd_trainer.planning.work import Work
 
 UTILISATION = 0.4
-"""How much of its peak a GPU reaches in such networks."""
+"""The share of its peak that a GPU reaches in such networks."""
 
 
 @dataclass(frozen=True)

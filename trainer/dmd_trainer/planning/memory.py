@@ -1,4 +1,4 @@
-"""How much GPU memory a manifest's training step needs, from configurations alone.
+"""The GPU memory of a manifest's training step, from configurations alone.
 
 Activations are measured by running the step on fake tensors (`fake_step`); weights, gradients and optimizer states are
 counted. What it is checked against is in `tests/trainer/test_memory.py`.
@@ -28,7 +28,7 @@ LPIPS_PARAMETERS = 14_714_688
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many weights a run's networks have.
+    """The numbers of weights of a run's networks.
 
     Attributes:
         network: the denoising network.
@@ -119,7 +119,7 @@ def estimate_memory(manifest: DMDDistillation, architecture: Architecture, *, gp
     shards = manifest.world_size if training.sharding == "FSDP" else 1
     trained = math.ceil((sizes.generator + sizes.fake_score) / shards)
 
-    # What a network's update needs beside the weights, when its activations are gone: all gradients in one buffer to
+    # An update's memory besides the weights, when its activations are gone: all gradients in one buffer to
     # average them, or with shards the square roots of Adam's second moments.
     largest = FLOAT32 * max(sizes.generator, sizes.fake_score)
     update = math.ceil(largest / shards) if manifest.world_size > 1 else 0
@@ -136,7 +136,7 @@ def estimate_memory(manifest: DMDDistillation, architecture: Architecture, *, gp
 
 
 def step_shape(manifest: DMDDistillation, *, gpu: bool = True) -> StepShape:
-    """What of the manifest decides the activations."""
+    """Reads the settings that decide the activations."""
     spec = manifest.spec
     training, method = spec.training, spec.method
     share = training.batch_size // manifest.world_size

@@ -1,4 +1,4 @@
-"""How much a run leaves in storage."""
+"""The bytes that a run leaves in storage."""
 
 from dataclasses import dataclass
 

@@ -32,5 +32,5 @@ def architecture_of(manifest: DMDDistillation) -> Architecture | None:
 
 
 def at_hand(manifest: DMDDistillation) -> bool:
-    """Whether the teacher is on this machine."""
+    """True for a teacher on this machine."""
     return parse_uri(manifest.spec.teacher.uri).scheme in {"file", "builtin"}
