@@ -17,7 +17,7 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from dmdctl.local_runner import free_port
+from dmdctl.local.local_runner import free_port
 
 DEADLINE = 90.0
 LOOPBACK = "127.0.0.1"

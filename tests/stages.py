@@ -15,7 +15,7 @@ from dmd_api import runtime
 from dmd_api.apps import stage_app
 from dmd_api.loading import parse_manifest
 from dmd_api.runtime import Progress, Stage, StageResult
-from dmdctl.local_runner import free_port, read_progress
+from dmdctl.local.local_runner import free_port, read_progress
 
 RUN_KEY = "run"
 DEADLINE = 180.0

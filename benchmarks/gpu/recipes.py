@@ -142,13 +142,15 @@ class RandomPrompts(Conditions):
     """Random embeddings in half precision on the CPU, as those of prompts are kept."""
 
     def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
         generator = torch.Generator().manual_seed(SEED)
-        rows = {
+        self._rows = {
             key: torch.randn(zeros.shape, generator=generator).half()
             for key, zeros in architecture.conditions(PROMPTS).items()
         }
-        object.__setattr__(self, "_rows", rows)
+
+    @property
+    def identity(self) -> str:
+        return "random-prompts"
 
     def draw(self, random: KeyedRandom) -> dict[str, Tensor]:
         return {"prompt": random.integers(0, PROMPTS)}

@@ -24,7 +24,8 @@ convert_app = typer.Typer(help="Make teachers of published checkpoints in other 
 app.add_typer(convert_app, name="convert")
 
 ManifestFile = Annotated[
-    Path, typer.Argument(help="The manifest, a YAML file with one DMDDistillation.", metavar="FILE")
+    Path,
+    typer.Argument(help="The manifest, a YAML file with one DMDDistillation, or - for standard input.", metavar="FILE"),
 ]
 StorageOption = Annotated[
     str | None,
@@ -87,7 +88,7 @@ def run(
     Example: `dmdctl run examples/distill-digits.yaml`
     """
     _need_trainer("run")
-    from dmdctl.run import run_manifest
+    from dmdctl.local.run import run_manifest
 
     raise typer.Exit(run_manifest(file, processes, storage, tracking, shrunken=shrink))
 
@@ -112,7 +113,7 @@ def plan(
     """
     if probe:
         _need_trainer("plan --probe")
-    from dmdctl.plan import show_plan
+    from dmdctl.planning.plan import show_plan
 
     show_plan(file, probe, gpu, gpu_memory)
 
@@ -126,7 +127,7 @@ def watch(name: RunName, namespace: NamespaceOption = None, context: ContextOpti
     Example: `dmdctl watch distill-sd15 -n research`
     """
     _need("watch", ("kubernetes", "aiohttp"), "operator")
-    from dmdctl.watch import watch_run
+    from dmdctl.cluster.watch import watch_run
 
     raise typer.Exit(watch_run(name, namespace, context))
 
@@ -150,7 +151,7 @@ def logs(
     Example: `dmdctl logs distill-sd15 --stage distill --tail 20 -f`
     """
     _need("logs", ("kubernetes", "aiohttp"), "operator")
-    from dmdctl.logs import Wanted, print_logs
+    from dmdctl.cluster.logs import Wanted, print_logs
 
     raise typer.Exit(print_logs(name, Wanted(stage, attempt, tail, follow), namespace, context))
 
@@ -198,7 +199,7 @@ def sample(
     Example: `dmdctl sample models:/digits-onestep@champion --out grid.png --count 100`
     """
     _need_trainer("sample")
-    from dmdctl.sample import benchmark_model, sample_model
+    from dmdctl.model.sample import benchmark_model, sample_model
 
     if benchmark:
         benchmark_model(model, batch_size, precision, tracking)
@@ -224,7 +225,7 @@ def convert_edm(
     Example: `dmdctl convert edm edm-imagenet-64x64-cond-adm.pkl teachers/imagenet-64`
     """
     _need_trainer("convert")
-    from dmdctl.convert import convert_edm_checkpoint
+    from dmdctl.model.convert import convert_edm_checkpoint
 
     convert_edm_checkpoint(source, out)
 

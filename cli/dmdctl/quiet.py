@@ -1,8 +1,16 @@
-"""Keeps what libraries say while they load and save models off the terminal, which shows the command's own words."""
+"""Keeps what libraries say while they load models off the terminal, which shows the command's own words."""
+
+import importlib.util
+import warnings
+
+LIBRARIES = ("diffusers", "lpips", "peft", "torch", "torchvision", "transformers")
 
 
 def quiet_libraries() -> None:
-    """Turns off the bars and hints of diffusers and transformers in this process."""
+    """Turns off the warnings, bars and hints of the trainer's libraries in this process, where they are installed."""
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES)})(\.|$)")
+    if importlib.util.find_spec("diffusers") is None:
+        return
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -80,18 +80,31 @@ def load_manifest(path: str | Path) -> DMDDistillation:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ManifestError([Problem("", f"{path}: cannot be read: {reason}")]) from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> DMDDistillation:
+    """Makes a manifest of YAML.
+
+    Args:
+        text: one document.
+        source: where it is from, for messages.
+
+    Raises:
+        ManifestError: it is not one YAML document, or its content breaks the API's rules.
+    """
     try:
         documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ManifestError([Problem("", f"{path}{where}: not valid YAML: {error.problem}")]) from error
+        raise ManifestError([Problem("", f"{source}{where}: not valid YAML: {error.problem}")]) from error
     except yaml.YAMLError as error:
-        raise ManifestError([Problem("", f"{path}: not valid YAML: {str(error).splitlines()[0]}")]) from error
+        raise ManifestError([Problem("", f"{source}: not valid YAML: {str(error).splitlines()[0]}")]) from error
     if len(documents) != 1:
         found = "is empty" if not documents else f"holds {len(documents)} documents"
-        raise ManifestError([Problem("", f"{path}: {found}; write exactly one DMDDistillation in it")])
-    return parse_manifest(documents[0], str(path))
+        raise ManifestError([Problem("", f"{source}: {found}; write exactly one DMDDistillation in it")])
+    return parse_manifest(documents[0], source)
 
 
 def parse_manifest(content: object, source: str = "the manifest") -> DMDDistillation:

@@ -17,7 +17,8 @@ from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, 
 from rich.progress import track
 
 from dmd_trainer.data.digits import CLASSES, load_digits_images
-from dmd_trainer.diffusion.denoiser import Denoiser, Prediction
+from dmd_trainer.diffusion.denoiser import Denoiser
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.dmd.losses import denoising_loss
 

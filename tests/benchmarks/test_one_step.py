@@ -19,7 +19,8 @@ from benchmarks.one_step.teacher import euler
 from benchmarks.one_step.training import follow, train
 from torch import Tensor, nn
 
-from dmd_trainer.diffusion.denoiser import Denoiser, Prediction
+from dmd_trainer.diffusion.denoiser import Denoiser
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import per_sample, schedule_from_scheduler
 from dmd_trainer.diffusion.solvers import heun
 from dmd_trainer.families.teacher import Teacher

@@ -15,7 +15,9 @@ from dmd_api.exit_codes import ExitCode
 DMDCTL = Path(sys.executable).with_name("dmdctl")
 
 
-def dmdctl(*arguments: object, folder: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+def dmdctl(
+    *arguments: object, folder: Path, timeout: float = 400, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(DMDCTL), *map(str, arguments)],
         cwd=folder,
@@ -23,6 +25,7 @@ def dmdctl(*arguments: object, folder: Path, timeout: float = 400) -> subprocess
         text=True,
         timeout=timeout,
         check=False,
+        input=stdin,
         env={**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"},
     )
 
@@ -96,6 +99,47 @@ def test_plan_creates_nothing(manifest_dict: dict[str, Any], tmp_path: Path) -> 
     for text in ("tiny-prepare", "tiny-distill-1", "network evaluations", "pairs: 24", "about"):
         assert text in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["m.yaml"]
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_manifest_comes_from_standard_input_too(command: str, manifest_dict: dict[str, Any], tmp_path: Path) -> None:
+    manifest_dict["spec"]["training"]["batchsize"] = manifest_dict["spec"]["training"].pop("batchSize")
+    done = dmdctl(command, "-", folder=tmp_path, stdin=yaml.safe_dump(manifest_dict))
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "spec.training.batchsize: is no field of the API; did you mean batchSize?" in done.stderr
+    done = dmdctl(command, "-", folder=tmp_path, stdin="a: [")
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "standard input, line 1, column 5: not valid YAML" in done.stderr
+
+
+def test_plan_reads_standard_input_and_shows_its_own_words_alone(tmp_path: Path) -> None:
+    manifest = (Path(__file__).parents[2] / "examples" / "distill-cifar10.yaml").read_text()
+    done = dmdctl("plan", "-", folder=tmp_path, stdin=manifest)
+    assert done.returncode == 0, done.stderr
+    assert "distill-cifar10-distill-1" in done.stdout
+    assert "enough: GPUs of" in done.stdout
+    assert done.stderr == ""
+
+
+def test_plan_without_the_trainer_counts_what_it_can(manifest_dict: dict[str, Any], tmp_path: Path) -> None:
+    manifest_dict["spec"]["method"] = {"name": "DMD2"}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest_dict))
+    script = (
+        "import importlib.util, sys\n"
+        "absent = ('torch', 'diffusers', 'mlflow', 'transformers', 'safetensors', 'numpy', 'boto3')\n"
+        "find_spec = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: None if name in absent else find_spec(name)\n"
+        "sys.modules.update(dict.fromkeys(absent))\n"
+        "sys.argv = ['dmdctl', 'plan', 'm.yaml']\n"
+        "from dmdctl.main import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "need the trainer; pip install 'dmd-operator[trainer]'" in done.stdout
+    assert f"{100 * (35 + 2):,}" in done.stdout  # the tiny teacher's schedule is EDM's
 
 
 def test_plan_of_a_teacher_on_the_hub_needs_no_probe() -> None:

@@ -11,9 +11,9 @@ import pytest
 from kubernetes.aio.client import ApiClient, ApiException, Configuration
 
 from dmd_api.errors import BadInputError, DMDError, InfrastructureError
-from dmdctl import following
-from dmdctl.cluster import Cluster
-from dmdctl.following import Objects, Outage, snapshots
+from dmdctl.cluster import following
+from dmdctl.cluster.cluster import Cluster
+from dmdctl.cluster.following import Objects, Outage, snapshots
 
 AWAY = aiohttp.ClientConnectionError("refused")
 

@@ -11,10 +11,10 @@ import pytest
 from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import Stage
 from dmd_api.status import RunStatus
-from dmdctl.cluster import not_found
-from dmdctl.log_lines import Line, Worker, format_line, in_order, latest, parse_line, worker_of
-from dmdctl.logs import Wanted
-from dmdctl.merging import Merge
+from dmdctl.cluster.cluster import not_found
+from dmdctl.cluster.log_lines import Line, Worker, format_line, in_order, latest, parse_line, worker_of
+from dmdctl.cluster.logs import Wanted
+from dmdctl.cluster.merging import Merge
 
 SECOND = 10**9
 NOON = 1_767_268_800 * SECOND

@@ -11,20 +11,12 @@ from dmd_api.loading import load_manifest, parse_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import Stage
 from dmd_trainer.families.architectures import KNOWN, known_architecture
-from dmd_trainer.planning.fake_step import Flops
 from dmd_trainer.planning.fitting import enough_settings
+from dmd_trainer.planning.gpus import UTILISATION, Flops, Gpu, find_gpu, stage_seconds
 from dmd_trainer.planning.memory import estimate_memory
-from dmdctl.gpu_plan import (
-    ANNOTATION,
-    GIGABYTE,
-    UTILISATION,
-    Gpu,
-    architecture_of,
-    at_hand,
-    find_gpu,
-    stage_seconds,
-)
-from dmdctl.work import count_work
+from dmd_trainer.planning.teacher import ANNOTATION, architecture_of, at_hand
+from dmd_trainer.planning.work import count_work
+from dmdctl.planning.gpu_plan import GIGABYTE
 from tests.cli.test_cli import dmdctl
 from tests.conftest import MANIFEST
 

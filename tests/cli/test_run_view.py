@@ -10,8 +10,8 @@ from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import Progress, Stage
 from dmd_api.status import RunStatus
-from dmdctl.bars import describe
-from dmdctl.run_view import RunView, eta_seconds, exit_code, progress_of, read_status, stages, summary
+from dmdctl.cluster.run_view import RunView, eta_seconds, exit_code, progress_of, read_status, stages, summary
+from dmdctl.display import describe
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SPEC: dict[str, Any] = {

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.publishing.export import CardFacts, export_pipeline
-from dmdctl.sample import sample_model
+from dmdctl.model.sample import sample_model
 from tests.trainer.text_teachers import make_sd
 
 

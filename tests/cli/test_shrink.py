@@ -20,9 +20,9 @@ from dmd_trainer.families.architectures import KNOWN, known_architecture
 from dmd_trainer.families.shrinking import save_shrunken_teacher, shrink_network
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.runtime import launcher, worker
-from dmdctl.local_runner import free_port
-from dmdctl.run import with_local_defaults, with_processes
-from dmdctl.shrink import shrink
+from dmdctl.local.local_runner import free_port
+from dmdctl.local.run import with_local_defaults, with_processes
+from dmdctl.local.shrink import shrink
 from tests.cli.test_cli import dmdctl
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))

@@ -11,7 +11,7 @@ from typing import Any
 import boto3
 import yaml
 
-from dmdctl.local_runner import free_port
+from dmdctl.local.local_runner import free_port
 from tests.chart.helm import CHART, helm
 from tests.cluster import images
 from tests.cluster.cluster import Cluster

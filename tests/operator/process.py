@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from dmdctl.local_runner import free_port
+from dmdctl.local.local_runner import free_port
 
 DEADLINE = 60.0
 

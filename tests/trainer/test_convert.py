@@ -13,7 +13,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.diffusion.denoiser import Denoiser, Prediction
+from dmd_trainer.diffusion.denoiser import Denoiser
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.convert import edm
 from dmd_trainer.families.convert.edm import convert_edm

@@ -12,7 +12,8 @@ from diffusers import (
 from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.diffusion.denoiser import Denoiser, Guided, Prediction, scalings
+from dmd_trainer.diffusion.denoiser import Denoiser, Guided, scalings
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise, karras_sigmas, middle_indices, per_sample
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler as schedule_of
 

@@ -14,7 +14,7 @@ import pytest
 from dmd_api import runtime
 from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import Stage, StageResult
-from dmdctl.local_runner import free_port
+from dmdctl.local.local_runner import free_port
 from tests.stages import start_stage
 
 

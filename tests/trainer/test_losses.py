@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmd_trainer.diffusion.denoiser import Denoiser, Prediction
+from dmd_trainer.diffusion.denoiser import Denoiser
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise, per_sample, schedule_from_scheduler
 from dmd_trainer.dmd.losses import (
     denoising_loss,

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
+from diffusers import AutoencoderKL, CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
@@ -17,7 +19,7 @@ from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.architectures import KNOWN, guess_architecture, known_architecture, read_architecture
 from dmd_trainer.families.teacher import load_teacher
-from dmd_trainer.planning.fake_step import LiveTensors, count_flops
+from dmd_trainer.planning.fake_step import LiveTensors, count_flops, decode_ends
 from dmd_trainer.planning.memory import count_sizes, estimate_memory
 from tests.conftest import MANIFEST
 
@@ -117,6 +119,32 @@ def test_the_estimate_is_the_peak_of_a_real_step_within_a_tenth(
     assert estimate.total == pytest.approx(frozen + live.peak, rel=0.1)
     # What is measured, and not only counted, is a good part of it.
     assert estimate.activations > 0.2 * estimate.total
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+@pytest.mark.parametrize("before", [0, 10**6], ids=["peak anywhere", "peak forwards"])
+def test_decoding_the_ends_of_a_batch_holds_as_much_as_decoding_all(batch: int, before: int) -> None:
+    def peak(decode_all: Any) -> int:
+        with FakeTensorMode():
+            latents = torch.empty(batch, 4, 8, 8, requires_grad=True)
+            vae = AutoencoderKL(
+                block_out_channels=(8, 8),
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                norm_num_groups=4,
+            ).requires_grad_(False)
+            with LiveTensors() as live:
+                held = torch.empty(before)
+                images = decode_all(lambda part: vae.decode(part / 1.0, return_dict=False)[0], latents * 2)
+                loss = (images.sin() - torch.empty_like(images)).square().mean()
+                del held, images
+                torch.autograd.backward([loss])
+            return live.peak
+
+    def one_by_one(decode: Any, latents: Tensor) -> Tensor:
+        return torch.cat([checkpoint(decode, part, use_reentrant=False) for part in latents.split(1)])
+
+    assert peak(decode_ends) == peak(one_by_one)
 
 
 @pytest.mark.parametrize("name", KNOWN)

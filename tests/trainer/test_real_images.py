@@ -26,7 +26,7 @@ from dmd_trainer.data.real_images import RealImages, open_real_images
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
 from dmd_trainer.runtime.storage import FileStorage, open_storage
-from dmdctl.local_runner import free_port
+from dmdctl.local.local_runner import free_port
 from tests.servers import ACCESS_KEY, SECRET_KEY, start_s3
 from tests.trainer.test_storage import make_bucket
 from tests.trainer.text_teachers import make_sd

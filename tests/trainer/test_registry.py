@@ -20,7 +20,7 @@ from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
 from dmd_trainer.publishing.registry import GENERATOR_TAG, check_reachable, register_generator, set_alias
 from dmd_trainer.tracking.tracker import mlflow_client
-from dmdctl.local_runner import free_port
+from dmdctl.local.local_runner import free_port
 
 
 @pytest.fixture(scope="module")

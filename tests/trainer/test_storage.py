@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from dmd_api.errors import BadInputError, InfrastructureError
 from dmd_trainer.runtime import storage as storage_module
 from dmd_trainer.runtime.storage import KeyNotFoundError, Storage, open_storage
-from dmdctl.local_runner import free_port
+from dmdctl.local.local_runner import free_port
 from tests.servers import ACCESS_KEY, SECRET_KEY, Server, failing_proxy, start_s3
 
 BUCKET = "models"

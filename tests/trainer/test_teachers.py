@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.diffusion.denoiser import Prediction
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.runtime.fetch import local_path
 

@@ -21,8 +21,9 @@ from dmd_api.manifest import Method, Prompts
 from dmd_api.runtime import Stage
 from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.conditions.prompts import read_prompts
+from dmd_trainer.diffusion.default_solver import fitting_solvers
 from dmd_trainer.diffusion.generator import Generator, generator_timesteps
-from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.evaluation.timing import measure_throughput
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
@@ -69,7 +70,7 @@ def test_the_teacher_draws_what_its_pipeline_draws(teacher: Teacher, tmp_path: P
     """Text encoders, guidance, solver and VAE together; embeddings are kept in half precision."""
     conditions = conditions_of(teacher, tmp_path)
     noise = noise_of(teacher)
-    name = fitting_solvers(teacher)[0]
+    name = fitting_solvers(teacher.denoiser.prediction)[0]
     if name == "DDIM":
         name = "PNDM"
     solver = teacher_solver(teacher, name, STEPS, 3.0, conditions.negative)
@@ -83,7 +84,7 @@ def test_the_teacher_draws_what_its_pipeline_draws(teacher: Teacher, tmp_path: P
 @pytest.mark.parametrize("steps", [1, 4])
 def test_an_exported_generator_draws_what_the_trainer_measures(teacher: Teacher, tmp_path: Path, steps: int) -> None:
     method = Method(name="DMD2", generator_steps=steps)
-    if steps > 1 and fitting_solvers(teacher) == ("FlowMatchEuler",):
+    if steps > 1 and fitting_solvers(teacher.denoiser.prediction) == ("FlowMatchEuler",):
         with pytest.raises(BadInputError, match=r"spec\.method\.generatorSteps"):
             check_exportable(teacher, method)
         return

@@ -8,7 +8,7 @@ import pytest
 
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.tracking.tracker import RUN_KEY_TAG, UNSENT, Tracker, mlflow_client, parameters
-from dmdctl.local_runner import free_port
+from dmdctl.local.local_runner import free_port
 from tests.servers import Server, start_mlflow
 
 

@@ -7,12 +7,12 @@ in float32 or wider; the network alone may run in bfloat16.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, Schedule, per_sample
 
 Condition = Mapping[str, Tensor]
@@ -27,16 +27,6 @@ X0Prediction = Callable[[Tensor, NoiseLevel, Condition], Tensor]
 
 ADDED_CONDITIONS = ("text_embeds", "time_ids")
 """What diffusers takes in a dictionary of its own, `added_cond_kwargs`."""
-
-
-class Prediction(StrEnum):
-    """What a network's output means; the values are diffusers' `prediction_type`, and the two it has no word for."""
-
-    EPSILON = "epsilon"
-    V = "v_prediction"
-    SAMPLE = "sample"
-    EDM = "edm"
-    FLOW = "flow_prediction"
 
 
 class Scalings(NamedTuple):

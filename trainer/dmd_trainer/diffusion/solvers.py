@@ -13,7 +13,8 @@ from diffusers import (
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Guided, Prediction, X0Prediction
+from dmd_trainer.diffusion.default_solver import fitting_solvers
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Guided, X0Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, Schedule, karras_sigmas, per_sample
 from dmd_trainer.families.teacher import Teacher
 
@@ -41,7 +42,7 @@ def teacher_solver(
     """
     denoiser = teacher.denoiser
     guided = guide(teacher, guidance_scale, negative)
-    fitting = fitting_solvers(teacher)
+    fitting = fitting_solvers(denoiser.prediction)
     if name not in fitting:
         raise BadInputError(
             f"spec.method.regression.solver: {name} does not fit this teacher; use {' or '.join(fitting)}"
@@ -59,15 +60,6 @@ def teacher_solver(
         condition,
         steps,
     )
-
-
-def fitting_solvers(teacher: Teacher) -> tuple[str, ...]:
-    """The names of the solvers that fit a teacher's schedule; the first is the default."""
-    if teacher.denoiser.schedule.sigma_data is not None:
-        return ("Heun",)
-    if teacher.denoiser.prediction == Prediction.FLOW:
-        return ("FlowMatchEuler",)
-    return tuple(DIFFUSERS_SOLVERS)
 
 
 def guide(teacher: Teacher, scale: float, negative: Condition | None) -> Guided:

@@ -15,7 +15,8 @@ from torch import nn
 from dmd_api.errors import BadInputError
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.conditions.labels import ClassLabels, Unconditional
-from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Prediction
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser
+from dmd_trainer.diffusion.prediction import prediction_of
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.autoencoder import Autoencoder, Pixels
 from dmd_trainer.families.networks.song_unet import SongUNet
@@ -136,7 +137,7 @@ def load_teacher(
         denoiser=Denoiser(
             network,
             schedule.to(device),
-            _prediction(scheduler),
+            prediction_of(scheduler),
             autocast if weights == "fp32" else torch.bfloat16,
         ),
         directory=directory,
@@ -184,20 +185,6 @@ def place_network(network: Any, device: torch.device, weights: str, offload: boo
         network.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=streams)
     else:
         network.to(device)
-
-
-def _prediction(scheduler: dict[str, Any]) -> Prediction:
-    name = str(scheduler["_class_name"])
-    if name.startswith("FlowMatch"):
-        return Prediction.FLOW
-    kind = str(scheduler.get("prediction_type", "epsilon"))
-    if name.startswith(("EDM", "CMStochastic")):
-        if kind != "epsilon":
-            raise BadInputError(f"scheduler_config.json: prediction_type {kind} of an EDM teacher is not supported")
-        return Prediction.EDM
-    if kind not in {"epsilon", "v_prediction", "sample"}:
-        raise BadInputError(f"scheduler_config.json: prediction_type {kind} is not known to diffusers")
-    return Prediction(kind)
 
 
 def _digest(directory: Path) -> str:

@@ -1,1 +1,1 @@
-"""What a run takes, found without running it."""
+"""A run's memory, work, time and storage, found without running it."""

@@ -7,9 +7,10 @@ tensor is a fake one (`FakeTensorMode`): shapes, dtypes and lifetimes are as in 
 import copy
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmd_api.manifest import Lora
-from dmd_trainer.diffusion.denoiser import Denoiser, Guided, Prediction
+from dmd_trainer.diffusion.denoiser import Denoiser, Guided
 from dmd_trainer.diffusion.generator import Generator
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, Schedule
 from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.dmd.lora import add_lora
@@ -40,6 +42,7 @@ from dmd_trainer.dmd.step import (
     regression_alone,
 )
 from dmd_trainer.families.architectures import Architecture
+from dmd_trainer.planning.gpus import Flops
 
 
 class LiveTensors(TorchDispatchMode):
@@ -80,12 +83,12 @@ class LiveTensors(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class StepShape:
-    """What decides a step's activations.
+    """The settings that decide a step's activations.
 
     Attributes:
         micro_batch: samples that pass the networks at once.
         guided: the teacher sees each sample with and without its condition.
-        pairs: the generator passes as many noises of ODE pairs beside.
+        pairs: the generator passes as many noises of ODE pairs, too.
         lpips: and they are compared by LPIPS, decoded where there is a VAE.
         gan: a head on the fake score's bottleneck tells real and generated samples apart.
         matching: there is a fake score to match distributions with; otherwise the regression on pairs is all.
@@ -109,18 +112,6 @@ class StepShape:
     checkpointing: bool = False
     lora: Lora | None = None
     gpu: bool = True
-
-
-class Flops(NamedTuple):
-    """Floating-point operations of a sample's forward pass; a backward pass has about twice as many.
-
-    Attributes:
-        network: of the denoising network.
-        decoder: of the VAE's decoder; 0 without one.
-    """
-
-    network: float
-    decoder: float
 
 
 @lru_cache(maxsize=64)
@@ -283,7 +274,32 @@ class _Networks:
 
         if not latents.requires_grad:
             return decode(latents)
-        return torch.cat([checkpoint(decode, part, use_reentrant=False) for part in latents.split(1)])
+        return decode_ends(decode, latents)
+
+
+def decode_ends(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+    """Decodes as the real step does, one by one with activations computed again, but runs the first and last alone.
+
+    What lives grows from one image to the next: forwards by the images, backwards by their latents' gradients. So a
+    peak is in the last one's forward or in the first one's backward pass, and the others need only make these.
+    """
+    first, *between, last = latents.split(1) if len(latents) > 1 else (None, latents)
+    ends = [] if first is None else [checkpoint(decode, first, use_reentrant=False)]
+    images = ends + [_Unpassed.apply(part, ends[0].shape) for part in between]
+    return torch.cat([*images, checkpoint(decode, last, use_reentrant=False)])
+
+
+class _Unpassed(torch.autograd.Function):
+    """Stands for the decoder: makes the output and the input's gradient, and nothing in between."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, shape: torch.Size) -> Tensor:
+        ctx.shape = latents.shape
+        return latents.new_empty(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].new_empty(ctx.shape), None
 
 
 def _fill(network: nn.Module, narrow: bool = False) -> nn.Module:

@@ -1,4 +1,4 @@
-"""How much GPU memory a manifest's training step needs, from configurations alone.
+"""The GPU memory of a manifest's training step, from configurations alone.
 
 Activations are measured by running the step on fake tensors (`fake_step`); weights, gradients and optimizer states are
 counted. What it is checked against is in `tests/trainer/test_memory.py`.
@@ -7,11 +7,12 @@ counted. What it is checked against is in `tests/trainer/test_memory.py`.
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
 
-from dmd_api.manifest import DMDDistillation
+from dmd_api.manifest import DMDDistillation, Lora
 from dmd_trainer.distributed.sharding import blocks
 from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.dmd.lora import add_lora
@@ -27,7 +28,7 @@ LPIPS_PARAMETERS = 14_714_688
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many weights a run's networks have.
+    """The numbers of weights of a run's networks.
 
     Attributes:
         network: the denoising network.
@@ -80,13 +81,18 @@ class MemoryEstimate:
 def count_sizes(manifest: DMDDistillation, architecture: Architecture) -> Sizes:
     """Counts the weights of a run's networks, without making them."""
     method = manifest.spec.method
+    return _count_sizes(architecture, method.fake_score_updates > 0, method.gan is not None, method.lora)
+
+
+@lru_cache(maxsize=16)
+def _count_sizes(architecture: Architecture, matching: bool, gan: bool, lora: Lora | None) -> Sizes:
     network = architecture.build_network()
     parameters = _count(network)
     sizes = [_count(block) for block in blocks(network)]
     with torch.device("meta"):
-        fake_score = _count(FakeScore(network, gan=method.gan is not None)) if method.fake_score_updates else 0
-        if method.lora is not None:
-            add_lora(network, method.lora)
+        fake_score = _count(FakeScore(network, gan=gan)) if matching else 0
+        if lora is not None:
+            add_lora(network, lora)
     adapters = _count(network) - parameters
     return Sizes(
         network=parameters,
@@ -113,7 +119,7 @@ def estimate_memory(manifest: DMDDistillation, architecture: Architecture, *, gp
     shards = manifest.world_size if training.sharding == "FSDP" else 1
     trained = math.ceil((sizes.generator + sizes.fake_score) / shards)
 
-    # What a network's update needs beside the weights, when its activations are gone: all gradients in one buffer to
+    # An update's memory besides the weights, when its activations are gone: all gradients in one buffer to
     # average them, or with shards the square roots of Adam's second moments.
     largest = FLOAT32 * max(sizes.generator, sizes.fake_score)
     update = math.ceil(largest / shards) if manifest.world_size > 1 else 0
@@ -130,7 +136,7 @@ def estimate_memory(manifest: DMDDistillation, architecture: Architecture, *, gp
 
 
 def step_shape(manifest: DMDDistillation, *, gpu: bool = True) -> StepShape:
-    """What of the manifest decides the activations."""
+    """Reads the settings that decide the activations."""
     spec = manifest.spec
     training, method = spec.training, spec.method
     share = training.batch_size // manifest.world_size

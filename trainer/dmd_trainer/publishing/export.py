@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import Lora, Method
-from dmd_trainer.diffusion.denoiser import Prediction
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import Schedule
 from dmd_trainer.dmd.lora import merged, save_lora
 from dmd_trainer.families.networks import ship_code

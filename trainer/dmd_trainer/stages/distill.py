@@ -12,9 +12,10 @@ from torch import Tensor
 from dmd_api.errors import InfrastructureError
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.data.pairs import Pairs, download_shards, shard_files
+from dmd_trainer.diffusion.default_solver import teacher_sampling
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.randomness import KeyedRandom
-from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.distributed.collectives import Ranks, barrier, broadcast_object, local_rank
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.draws import TrainingData
@@ -139,8 +140,7 @@ def _health_probe(context: StageContext, teacher: Teacher, conditions: Condition
     """What measures the run's health, beside images that the teacher makes as it makes the pairs."""
     spec = context.manifest.spec
     context.progress.update(activity="drawing the teacher's images")
-    regression = spec.method.regression
-    solver, steps = (regression.solver, regression.solver_steps) if regression else (fitting_solvers(teacher)[0], 18)
+    solver, steps = teacher_sampling(spec.method, teacher.denoiser.prediction)
     scale = spec.teacher.guidance_scale
     return HealthProbe(
         teacher,

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from dmd_api.manifest import manifest_hash
 from dmd_trainer.conditions.base import Conditions
+from dmd_trainer.diffusion.default_solver import teacher_sampling
 from dmd_trainer.diffusion.generator import Generator, generator_timesteps
 from dmd_trainer.diffusion.randomness import KeyedRandom
-from dmd_trainer.diffusion.solvers import fitting_solvers, teacher_solver
+from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.distributed.collectives import barrier, broadcast_object
 from dmd_trainer.evaluation.features import FeatureExtractor, load_features
 from dmd_trainer.evaluation.measure import Measured, Sampler, Samples, measure, score
@@ -85,14 +86,9 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _teacher_sampler(context: StageContext, teacher: Teacher, conditions: Conditions) -> tuple[Sampler, str]:
-    """The sampler that stands for the teacher's quality: the pairs' own where there are pairs."""
+    """The sampler that stands for the teacher's quality, and what its features are cached by."""
     spec = context.manifest.spec
-    if spec.method.regression is not None:
-        name: str = spec.method.regression.solver
-        steps = spec.method.regression.solver_steps
-    else:
-        name = fitting_solvers(teacher)[0]
-        steps = 18 if name == "Heun" else 50
+    name, steps = teacher_sampling(spec.method, teacher.denoiser.prediction)
     guidance = spec.teacher.guidance_scale
     return teacher_solver(teacher, name, steps, guidance, conditions.negative), f"{name}-{steps}"
 

@@ -5,15 +5,16 @@ The published configurations are the JSON files beside this one; their source is
 
 import copy
 import json
+import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from dmd_api.errors import BadInputError
+
+if TYPE_CHECKING:  # configurations are read without torch, networks are built with it
+    from torch import Tensor, nn
 
 KNOWN = ("sd15", "sdxl", "sd3", "adm-imagenet64", "edm-cifar10", "ddpm-cifar10")
 """The names that the annotation `dmd-operator.io/architecture` may have."""
@@ -27,6 +28,9 @@ NAMES = {
     "ddpm-cifar10-32": "ddpm-cifar10",
 }
 """Parts of the names that published checkpoints go by."""
+
+NETWORKS = ("SongUNet", "UNet2DModel", "UNet2DConditionModel", "SD3Transformer2DModel")
+"""The classes of networks that are known here."""
 
 PROMPT_TOKENS = 77
 """What CLIP's text encoders read of a prompt (arXiv 2103.00020, section 2.4)."""
@@ -61,21 +65,26 @@ class Architecture:
         height, width = (size, size) if isinstance(size, int) else size
         return int(self.network.get("in_channels", 3)), int(height), int(width)
 
-    def build_network(self) -> nn.Module:
+    def build_network(self) -> "nn.Module":
         """The denoising network on the meta device, where weights have shapes only."""
+        import torch
+
         with torch.device("meta"):
             return network_class(self.network).from_config(copy.deepcopy(self.network)).eval()
 
-    def build_decoder(self) -> nn.Module:
+    def build_decoder(self) -> "nn.Module":
         """The VAE on the meta device."""
+        import torch
         from diffusers import AutoencoderKL
 
         assert self.decoder is not None, "teachers of pixels have none"
         with torch.device("meta"):
             return AutoencoderKL.from_config(copy.deepcopy(self.decoder)).eval()
 
-    def conditions(self, batch: int) -> dict[str, Tensor]:
+    def conditions(self, batch: int) -> "dict[str, Tensor]":
         """The network's condition for `batch` samples, as `Denoiser` takes it: zeros."""
+        import torch
+
         config = self.network
         if config["_class_name"] == "SD3Transformer2DModel":
             return {
@@ -125,7 +134,7 @@ def read_architecture(directory: Path) -> Architecture:
     """
     part = "transformer" if (directory / "transformer").is_dir() else "unet"
     network = _read(directory / part / "config.json")
-    network_class(network)
+    _known_class(network)
     decoder = directory / "vae" / "config.json"
     encoders = sum(
         _count_parameters(path)
@@ -142,16 +151,21 @@ def network_class(config: dict[str, Any]) -> Any:
     Raises:
         BadInputError: it is not one of those known here.
     """
+    name = _known_class(config)
+    if name == "SongUNet":
+        from dmd_trainer.families.networks.song_unet import SongUNet
+
+        return SongUNet
     import diffusers
 
-    from dmd_trainer.families.networks.song_unet import SongUNet
+    return getattr(diffusers, name)
 
+
+def _known_class(config: dict[str, Any]) -> str:
     name = config.get("_class_name")
-    if name == "SongUNet":
-        return SongUNet
-    if name in {"UNet2DModel", "UNet2DConditionModel", "SD3Transformer2DModel"}:
-        return getattr(diffusers, name)
-    raise BadInputError(f"the teacher's network is a {name}; memory and time can be estimated for U-Nets and SD3")
+    if name not in NETWORKS:
+        raise BadInputError(f"the teacher's network is a {name}; memory and time can be estimated for U-Nets and SD3")
+    return str(name)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -168,7 +182,6 @@ def _weights(folder: Path) -> list[Path]:
 
 def _count_parameters(path: Path) -> int:
     """How many numbers a safetensors file holds, from its header alone."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as tensors:
-        return sum(torch.Size(tensors.get_slice(key).get_shape()).numel() for key in tensors.keys())  # noqa: SIM118
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

@@ -12,16 +12,16 @@ from rich.console import Console
 from dmd_api.defaults import Defaults, resolve_defaults
 from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
-from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation, Workers, manifest_hash
 from dmd_api.runtime import Stage, StageResult
 from dmd_api.uris import STORAGE_SCHEMES, TRACKING_SCHEMES, parse_uri
 from dmd_trainer.evaluation.report import Report
 from dmd_trainer.runtime.storage import Storage, open_storage
-from dmdctl.bars import Display, make_display
-from dmdctl.local_runner import Interrupts, LocalRun
-from dmdctl.shrink import shrink
-from dmdctl.summary import show_summary
+from dmdctl.display import Display, make_display
+from dmdctl.local.local_runner import Interrupts, LocalRun
+from dmdctl.local.shrink import shrink
+from dmdctl.local.summary import show_summary
+from dmdctl.manifest_file import read_manifest
 
 RUNS = Path("dmd-runs")
 RETRYABLE = {ExitCode.UNEXPECTED, ExitCode.INFRASTRUCTURE}
@@ -38,7 +38,7 @@ def run_manifest(
         BadInputError: the same run is going on already, or a default is wrong.
     """
     runs = (RUNS / "shrunken" if shrunken else RUNS).absolute()
-    manifest = load_manifest(file)
+    manifest = read_manifest(file)
     if shrunken:
         manifest = shrink(manifest, runs / "inputs" / manifest.metadata.name)
     manifest = with_local_defaults(manifest, storage, tracking, runs)
@@ -131,7 +131,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def _is_finished(place: Storage, stage: Stage, manifest: DMDDistillation) -> bool:
-    """Whether a stage is done; an evaluation whose gates were changed since is not."""
+    """True for a stage that is done; an evaluation whose gates were changed since is not."""
     if not place.exists(f"stages/{stage}.json"):
         return False
     if stage == Stage.EVALUATE:

@@ -13,7 +13,7 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import Progress, Stage
 from dmd_api.status import Condition, RunStatus
 from dmd_operator.conditions import STAGE_DONE
-from dmdctl.bars import Display
+from dmdctl.display import Display
 
 WARNING = "  [yellow]![/yellow]"
 FAILURES = {
@@ -162,7 +162,7 @@ def eta_seconds(text: str) -> float | None:
 
 
 def done_note(stage: Stage, status: RunStatus, spec: Mapping[str, Any]) -> str:
-    """What a stage that is done has left, in a few words."""
+    """The result of a finished stage, in a few words."""
     match stage:
         case Stage.PREFLIGHT:
             return "teacher, storage, tracking and data fit together"
@@ -177,7 +177,7 @@ def done_note(stage: Stage, status: RunStatus, spec: Mapping[str, Any]) -> str:
 
 
 def condition_line(condition: Condition, before: Condition | None) -> str | None:
-    """What to say of a condition that changed; None where that is nothing."""
+    """A line about a condition that changed; None where there is nothing to say."""
     message = escape(condition.message or condition.reason)
     match condition.type, condition.status:
         case "Suspended", "True":
@@ -198,7 +198,7 @@ def condition_line(condition: Condition, before: Condition | None) -> str | None
 
 
 def exit_code(status: RunStatus) -> ExitCode:
-    """What a command that saw the run to its end ends with."""
+    """The exit code of a command that saw the run to its end."""
     failed = status.condition("Failed")
     if failed is not None and failed.status == "True":
         return FAILURES.get(failed.reason, ExitCode.UNEXPECTED)
@@ -268,7 +268,7 @@ def _same(one: Condition, other: Condition) -> bool:
 
 
 def _at(content: Mapping[str, Any], *path: str) -> Any:
-    """What is at this path of a manifest that may be of a newer version than the models here; None for nothing."""
+    """The value at a path of a manifest that may be of a newer version than the models here; None for nothing."""
     value: Any = content
     for part in path:
         value = value.get(part) if isinstance(value, Mapping) else None

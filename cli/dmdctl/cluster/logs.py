@@ -18,12 +18,12 @@ from dmd_api.runtime import Stage
 from dmd_api.status import RunStatus
 from dmd_operator.conditions import STAGE_DONE
 from dmd_operator.pods import DISTILLATION
-from dmdctl.cluster import REQUEST_SECONDS, UNREACHABLE, Cluster, connect, find, message_of
-from dmdctl.following import REFUSALS, Objects, Outage, snapshots
-from dmdctl.log_lines import Line, Worker, format_line, in_order, latest, worker_of
-from dmdctl.merging import Merge
-from dmdctl.pod_logs import follow_log, read_log
-from dmdctl.run_view import read_status
+from dmdctl.cluster.cluster import REQUEST_SECONDS, UNREACHABLE, Cluster, connect, find, message_of
+from dmdctl.cluster.following import REFUSALS, Objects, Outage, snapshots
+from dmdctl.cluster.log_lines import Line, Worker, format_line, in_order, latest, worker_of
+from dmdctl.cluster.merging import Merge
+from dmdctl.cluster.pod_logs import follow_log, read_log
+from dmdctl.cluster.run_view import read_status
 
 BATCH_SECONDS = 0.2
 """Lines that come together are put in order together."""
@@ -31,7 +31,7 @@ BATCH_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for.
+    """The logs that are asked for.
 
     Attributes:
         stage: None: the latest that has pods.
@@ -46,11 +46,11 @@ class Wanted:
     follow: bool = False
 
     def fits(self, worker: Worker) -> bool:
-        """Whether the worker is asked for, if not of too old an attempt."""
+        """True for a worker that is asked for, if not of too old an attempt."""
         return self.stage in {None, worker.stage} and self.attempt in {None, worker.attempt}
 
     def over(self, status: RunStatus) -> bool:
-        """Whether there will be no more workers that fit."""
+        """True once there will be no more workers that fit."""
         if status.completion_time is not None:
             return True
         if self.stage is not None and status.is_true(STAGE_DONE[self.stage]):
@@ -193,7 +193,7 @@ async def _workers(cluster: Cluster, name: str) -> list[Worker]:
 
 
 async def _past(cluster: Cluster, worker: Worker, tail: int | None) -> AsyncIterator[Line]:
-    """What the worker has written until now; a log that cannot be had does not keep the others' back."""
+    """Reads the worker's lines so far; a log that cannot be had does not keep the others' back."""
     if not worker.started:
         _say(f"{worker.label} has not started{f' ({worker.waiting})' if worker.waiting else ''}")
         return

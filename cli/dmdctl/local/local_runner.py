@@ -26,7 +26,7 @@ from dmd_api.runtime import Progress, Stage, StageError, StageResult
 
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 120
-"""How long workers get for a checkpoint; the launchers get a little more before they are killed."""
+"""Seconds that workers have for a checkpoint; launchers have a little more before they are killed."""
 
 
 class StageScheduler(LocalScheduler):  # type: ignore[misc]
@@ -58,7 +58,7 @@ class Interrupts:
             signal.signal(signum, self._note)
 
     def requested(self) -> bool:
-        """Whether the user wants to stop."""
+        """True once the user wants to stop."""
         return self.count > 0
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -67,7 +67,7 @@ class Interrupts:
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What the attempts of a run on this machine share.
+    """State that the attempts of a run on this machine share.
 
     Attributes:
         manifest: its defaults resolved.

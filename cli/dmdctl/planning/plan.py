@@ -1,4 +1,4 @@
-"""`dmdctl plan`: what a run would create, compute and store, and about how long it would take here."""
+"""`dmdctl plan`: the objects, evaluations, memory, time and storage of a run that is not made yet."""
 
 import importlib.util
 import tempfile
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation, manifest_hash
 from dmd_api.runtime import Stage
 from dmd_operator.decide import stages
 from dmd_operator.pods import nodes
-from dmdctl.bars import duration
-from dmdctl.gpu_plan import at_hand, find_gpu, show_gpu_plan
-from dmdctl.work import Work, count_work
+from dmd_trainer.planning.gpus import find_gpu
+from dmd_trainer.planning.teacher import architecture_of, at_hand
+from dmd_trainer.planning.work import Work, count_work
+from dmdctl.display import duration
+from dmdctl.manifest_file import read_manifest
+from dmdctl.planning.gpu_plan import show_gpu_plan
+from dmdctl.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from dmd_trainer.diffusion.denoiser import Condition
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a look at the teacher found.
+    """Times of the teacher on this machine.
 
     Attributes:
         forward: seconds a sample for a pass without gradients on one process.
@@ -50,22 +53,29 @@ def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None
         ManifestError: the manifest is wrong.
         BadInputError: the teacher cannot be loaded for the probe, or the GPU or architecture is not known.
     """
-    manifest = load_manifest(file)
+    manifest = read_manifest(file)
     find_gpu(gpu)  # before the work
+    architecture = architecture_of(manifest)
     console = Console()
     console.print(f"[bold]{manifest.metadata.name}[/bold]  manifest {manifest_hash(manifest)}", highlight=False)
     console.print()
     console.print(_objects(manifest))
-    work = count_work(manifest)
+    work = count_work(manifest, architecture.scheduler if architecture else None)
+    trainer = all(importlib.util.find_spec(name) for name in ("torch", "diffusers"))
+    if trainer:
+        quiet_libraries()
     if probe is None:
-        probe = at_hand(manifest) and all(importlib.util.find_spec(name) for name in ("torch", "diffusers"))
+        probe = trainer and at_hand(manifest)
     found = _probe_teacher(manifest) if probe else None
     console.print(_work_table(manifest, work, found))
-    show_gpu_plan(console, manifest, work, gpu, gpu_memory)
+    if trainer:
+        show_gpu_plan(console, manifest, architecture, work, gpu, gpu_memory)
+    else:
+        console.print("memory and time on GPUs: need the trainer; pip install 'dmd-operator[trainer]'", markup=False)
 
 
 def _objects(manifest: DMDDistillation) -> Table:
-    """What the operator creates for it: an Indexed Job and a headless Service for each attempt at a stage."""
+    """The table of what the operator creates: an Indexed Job and a headless Service for each attempt at a stage."""
     name, per_node = manifest.metadata.name, manifest.spec.workers.processes_per_node
     table = Table(title="Kubernetes objects", title_justify="left", box=None, pad_edge=False, header_style="dim")
     for column in ("Job and Service", "pods", "processes a pod"):

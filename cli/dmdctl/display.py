@@ -1,4 +1,4 @@
-"""How a run looks while it runs: a progress bar a stage, or plain lines where there is no terminal."""
+"""Shows a run as it goes: a progress bar a stage, or plain lines where there is no terminal."""
 
 import time
 from types import TracebackType
@@ -22,7 +22,7 @@ LOSS_NAMES = {"distribution_matching": "dm", "regression": "reg", "fake_score": 
 
 
 class Display(Protocol):
-    """What shows the stages of a run."""
+    """Shows the stages of a run."""
 
     def start(self, stage: Stage, ago: float = 0.0) -> None:
         """A stage begins, or began so many seconds ago."""

@@ -1,4 +1,4 @@
-"""What an API server has, as it changes, for as long as that takes: its restarts are waited out."""
+"""Follows an API server's objects as they change; its restarts are waited out."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from typing import Any
 from kubernetes.aio.client import ApiException
 from kubernetes.aio.watch import Watch
 
-from dmdctl.cluster import REQUEST_SECONDS, UNREACHABLE, Cluster
+from dmdctl.cluster.cluster import REQUEST_SECONDS, UNREACHABLE, Cluster
 
 Objects = dict[str, dict[str, Any]]
 """Objects by their names."""

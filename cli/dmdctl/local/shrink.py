@@ -11,7 +11,6 @@ from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_api.uris import parse_uri
-from dmdctl.gpu_plan import ANNOTATION, architecture_of
 from dmdctl.quiet import quiet_libraries
 
 UPDATES, EVERY = 4, 2
@@ -19,7 +18,7 @@ MICRO_BATCH = 2
 PAIRS, SOLVER_STEPS = 8, 3
 SAMPLES, BATCH = 32, 8
 RESOLUTION = 32
-"""What text-to-image teachers' images and the builtin pictures are compared at."""
+"""The size at which text-to-image teachers' images and the builtin pictures are compared."""
 EMOJI, CLIP = {"uri": "builtin://emoji"}, {"uri": "builtin://emoji-clip"}
 
 
@@ -44,6 +43,7 @@ def shrink(manifest: DMDDistillation, folder: Path) -> DMDDistillation:
 def _replace_inputs(manifest: DMDDistillation, spec: dict[str, Any], folder: Path) -> None:
     """Writes the small teacher, and names it and what ships with the trainer instead of what is elsewhere."""
     from dmd_trainer.families.shrinking import save_labelled_images, save_random_vgg, save_shrunken_teacher
+    from dmd_trainer.planning.teacher import ANNOTATION, architecture_of
 
     quiet_libraries()
     architecture = architecture_of(manifest)

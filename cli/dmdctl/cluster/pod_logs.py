@@ -9,18 +9,18 @@ from typing import Any
 from kubernetes.aio.client import ApiException, CoreV1Api
 
 from dmd_operator.pods import CONTAINER
-from dmdctl.cluster import UNREACHABLE, Cluster, message_of
-from dmdctl.following import BACK_OFF_SECONDS
-from dmdctl.log_lines import Line, Worker, parse_line
+from dmdctl.cluster.cluster import UNREACHABLE, Cluster, message_of
+from dmdctl.cluster.following import BACK_OFF_SECONDS
+from dmdctl.cluster.log_lines import Line, Worker, parse_line
 
 OVERLAP_SECONDS = 60
-"""Clocks differ: this much is asked for again where a stream goes on, and what is known of it is passed over."""
+"""Clocks differ: this much is asked for again where a stream goes on, and what is known of it is skipped."""
 
 
 async def read_log(
     cluster: Cluster, worker: Worker, *, follow: bool = False, tail: int | None = None, after: int | None = None
 ) -> AsyncIterator[Line]:
-    """What the worker has written.
+    """Reads the lines that the worker has written.
 
     Args:
         cluster: where it is.
@@ -64,7 +64,7 @@ async def follow_log(
     present: Callable[[], Worker | None],
     say: Callable[[str], None],
 ) -> AsyncIterator[Line | Worker]:
-    """What the worker writes, whatever comes between: an API server that restarts, a node that is away for a while.
+    """Follows a worker's lines through interruptions: an API server that restarts, a node that is away for a while.
 
     Args:
         cluster: where it is.

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from dmd_api.errors import BadInputError
 from dmd_trainer.evaluation.pictures import image_grid
+from dmdctl.local.run import RUNS
 from dmdctl.quiet import quiet_libraries
-from dmdctl.run import RUNS
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

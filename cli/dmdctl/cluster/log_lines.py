@@ -63,7 +63,7 @@ class Worker:
 
     @property
     def label(self) -> str:
-        """What its lines begin with."""
+        """The prefix of its lines."""
         return f"[{self.attempt_name}/{self.index}]"
 
 

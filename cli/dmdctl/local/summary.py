@@ -1,4 +1,4 @@
-"""What a finished run is shown as: a table, and how to go on."""
+"""The table that a finished run is shown as, and the commands to go on with."""
 
 from rich.console import Console
 from rich.table import Table

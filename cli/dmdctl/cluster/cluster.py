@@ -29,12 +29,12 @@ from dmd_api.crd import GROUP, PLURAL, VERSION
 from dmd_api.errors import BadInputError, DMDError, InfrastructureError
 
 UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
-"""What the client raises where no answer came, or only a part of one."""
+"""Raised by the client where no answer came, or only a part of one."""
 CONNECTIONS = 0
 """No limit: each worker's log is a stream of its own, and merging them waits for all."""
 REQUEST_SECONDS = 20.0
 _BROKEN = (ConfigException, yaml.YAMLError, OSError, TypeError, KeyError, AttributeError, ValueError)
-"""What the client raises for kubeconfigs that are none."""
+"""Raised by the client for kubeconfigs that are none."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Cluster:
         await _load(self.api.configuration, self.context)
 
     def in_words(self, error: Exception) -> DMDError:
-        """What to tell the user of `error`, an `ApiException` or one of `UNREACHABLE`."""
+        """Words for the user about `error`, an `ApiException` or one of `UNREACHABLE`."""
         host = self.api.configuration.host
         if not isinstance(error, ApiException):
             if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError):
@@ -137,7 +137,7 @@ def not_found(name: str, namespace: str, names: Iterable[str]) -> BadInputError:
 
 
 def message_of(error: ApiException) -> str:
-    """What the API server says, without the HTTP around it."""
+    """The API server's message, without the HTTP around it."""
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body
     try:
         return str(json.loads(body or "")["message"])

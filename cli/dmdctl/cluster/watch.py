@@ -10,11 +10,11 @@ from rich.markup import escape
 from dmd_api.crd import GROUP, PLURAL, VERSION
 from dmd_api.errors import BadInputError, DMDError
 from dmd_api.exit_codes import ExitCode
-from dmdctl.bars import make_display
-from dmdctl.cluster import Cluster, connect, find
-from dmdctl.following import Objects, Outage, snapshots
-from dmdctl.merging import Merge
-from dmdctl.run_view import WARNING, RunView, exit_code, summary
+from dmdctl.cluster.cluster import Cluster, connect, find
+from dmdctl.cluster.following import Objects, Outage, snapshots
+from dmdctl.cluster.merging import Merge
+from dmdctl.cluster.run_view import WARNING, RunView, exit_code, summary
+from dmdctl.display import make_display
 
 EVENTS = ("events.k8s.io", "v1")
 

@@ -1,0 +1,1 @@
+"""Shows the runs of a cluster and what their workers write."""

@@ -1,0 +1,1 @@
+"""Runs a distillation on this machine."""

@@ -1,0 +1,1 @@
+"""Converts teachers and draws from generators."""

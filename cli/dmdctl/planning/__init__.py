@@ -1,0 +1,1 @@
+"""Shows what a run would create, compute, store and need."""

@@ -1,0 +1,36 @@
+"""The meaning of a network's output, as its scheduler's configuration says."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from dmd_api.errors import BadInputError
+
+
+class Prediction(StrEnum):
+    """What a network's output means; the values are diffusers' `prediction_type`, and the two it has no word for."""
+
+    EPSILON = "epsilon"
+    V = "v_prediction"
+    SAMPLE = "sample"
+    EDM = "edm"
+    FLOW = "flow_prediction"
+
+
+def prediction_of(scheduler: Mapping[str, Any]) -> Prediction:
+    """Reads it from a teacher's `scheduler/scheduler_config.json`.
+
+    Raises:
+        BadInputError: diffusers knows no such prediction, or EDM's teachers make none such.
+    """
+    name = str(scheduler["_class_name"])
+    if name.startswith("FlowMatch"):
+        return Prediction.FLOW
+    kind = str(scheduler.get("prediction_type", "epsilon"))
+    if name.startswith(("EDM", "CMStochastic")):
+        if kind != "epsilon":
+            raise BadInputError(f"scheduler_config.json: prediction_type {kind} of an EDM teacher is not supported")
+        return Prediction.EDM
+    if kind not in {"epsilon", "v_prediction", "sample"}:
+        raise BadInputError(f"scheduler_config.json: prediction_type {kind} is not known to diffusers")
+    return Prediction(kind)
