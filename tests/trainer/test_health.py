@@ -32,7 +32,7 @@ from dmd_trainer.health.probe import HealthProbe
 from dmd_trainer.health.rules import LASTING, RULES, WELL_AFTER, WINDOW, Health
 from dmd_trainer.runtime.fetch import local_path
 from dmd_trainer.runtime.storage import FileStorage
-from dmd_trainer.training.loop import LOG_EVERY
+from dmd_trainer.training.cadence import LOG_EVERY
 from tests.stages import RUN_KEY, run_stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -17,9 +17,10 @@ from PIL import Image
 
 from dmd_api.errors import InfrastructureError
 from dmd_trainer.families.teacher import load_teacher
-from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
-from dmd_trainer.publishing.registry import GENERATOR_TAG, check_reachable, register_generator, set_alias
-from dmd_trainer.tracking.tracker import mlflow_client
+from dmd_trainer.publishing.export import call_arguments, export_pipeline
+from dmd_trainer.publishing.model_card import CardFacts
+from dmd_trainer.publishing.registry import RegistryEntry, check_reachable, register_generator, set_alias
+from dmd_trainer.tracking.client import TrackedRun, mlflow_client
 from dmdctl.local_runner import free_port
 
 
@@ -33,19 +34,19 @@ def registered(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     export_pipeline(teacher, weights, [999], folder / "pipeline", CardFacts("tiny", "file:///t", "DMD", "abc", "1"))
     versions = [
         register_generator(
-            uri,
-            "tests",
-            "tiny",
-            "key",
-            "tiny",
-            folder / "pipeline",
-            call_arguments("ConsistencyModelPipeline"),
-            "class_label",
-            {GENERATOR_TAG: "sha", "dmd.method": "DMD"},
+            TrackedRun(uri, "tests", "tiny", "key"),
+            RegistryEntry(
+                "tiny",
+                folder / "pipeline",
+                call_arguments("ConsistencyModelPipeline"),
+                "class_label",
+                "sha",
+                {"dmd.method": "DMD"},
+            ),
         )
         for _ in range(2)
     ]
-    assert versions == ["1", "1"]  # the second finds the first
+    assert [found.model_version for found in versions] == ["1", "1"]  # the second finds the first
     set_alias(uri, "tiny", "champion", "1")
     return uri, folder / "pipeline"
 

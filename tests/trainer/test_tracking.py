@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dmd_trainer.runtime.storage import FileStorage
-from dmd_trainer.tracking.tracker import RUN_KEY_TAG, UNSENT, Tracker, mlflow_client, parameters
+from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, mlflow_client
+from dmd_trainer.tracking.tracker import UNSENT, Tracker, parameters
 from dmdctl.local_runner import free_port
 from tests.servers import Server, start_mlflow
 
@@ -22,7 +23,7 @@ def server_place(tmp_path: Path) -> Iterator[tuple[Path, int, list[Server]]]:
 
 
 def tracker(url: str, folder: Path, key: str = "key") -> Tracker:
-    return Tracker(url, "tests", "run", key, folder / "spool", FileStorage(folder / "storage"))
+    return Tracker(TrackedRun(url, "tests", "run", key), folder / "spool", FileStorage(folder / "storage"))
 
 
 def test_a_server_that_is_away_loses_nothing_and_stops_nothing(
@@ -72,7 +73,7 @@ def test_what_was_not_sent_is_sent_by_the_next_tracker(tmp_path: Path, monkeypat
 
     # Another machine: the spool is gone, the storage is there.
     url = f"sqlite:///{tmp_path}/mlflow.db"
-    found = Tracker(url, "tests", "run", "key", tmp_path / "second", FileStorage(storage))
+    found = Tracker(TrackedRun(url, "tests", "run", "key"), tmp_path / "second", FileStorage(storage))
     assert found.flush(60)
     run_id = found.run_id
     found.close()

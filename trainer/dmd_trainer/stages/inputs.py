@@ -10,7 +10,6 @@ from dmd_api.manifest import Prompts
 from dmd_trainer.conditions.labels import Conditions
 from dmd_trainer.conditions.prompts import PromptConditions, PromptEmbeddings, read_prompts
 from dmd_trainer.data.real_images import RealImages, open_real_images
-from dmd_trainer.evaluation.clip_score import ClipScore, load_clip_score
 from dmd_trainer.families.teacher import WEIGHTS, Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
 from dmd_trainer.runtime.context import StageContext
@@ -62,18 +61,6 @@ def real_images(context: StageContext, teacher: Teacher) -> RealImages:
     """
     embed = partial(_embedded, context, teacher) if teacher.takes_text else None
     return open_real_images(context.manifest.spec.data.images, teacher, context.scratch, context.shared_storage, embed)
-
-
-def clip_score(context: StageContext) -> ClipScore | None:
-    """The CLIP model of CLIPScore; None where that is not measured.
-
-    Raises:
-        BadInputError: it is none.
-    """
-    evaluation = context.manifest.spec.evaluation
-    if "CLIPScore" not in evaluation.metrics:
-        return None
-    return load_clip_score(evaluation.clip, context.scratch, context.device)
 
 
 def _prompt_conditions(
