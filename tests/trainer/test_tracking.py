@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from dmd_api.errors import InterruptedRunError, TrainingDivergedError
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, mlflow_client
 from dmd_trainer.tracking.tracker import UNSENT, Tracker, parameters
@@ -103,6 +105,81 @@ def test_a_refused_record_does_not_hold_up_the_others(tmp_path: Path) -> None:
         assert tracking.flush(60)
         assert tracking.run_id is not None
         assert mlflow_client(url).get_metric_history(tracking.run_id, "loss")
+
+
+def status(url: str, key: str = "key") -> str:
+    """The run's, as the server has it."""
+    client = mlflow_client(url)
+    experiment = client.get_experiment_by_name("tests")
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{key}'")
+    return str(run.info.status)
+
+
+def attempt(tracking: Tracker, error: Exception | None = None) -> None:
+    """An attempt at a stage that ends with `error`."""
+    with suppress(InterruptedRunError, TrainingDivergedError, RuntimeError), tracking:
+        tracking.log_metrics({"loss": 1.0}, 0)
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, "RUNNING"),  # another stage follows
+        (InterruptedRunError("interrupted at step 3"), "KILLED"),
+        (TrainingDivergedError("a loss is NaN"), "FAILED"),
+        (RuntimeError("Connection closed by peer"), "FAILED"),
+    ],
+)
+def test_the_end_of_an_attempt_is_the_runs_status(tmp_path: Path, error: Exception | None, expected: str) -> None:
+    url = f"sqlite:///{tmp_path}/mlflow.db"
+    attempt(tracker(url, tmp_path), error)
+    assert status(url) == expected
+    with tracker(url, tmp_path) as tracking:  # the next attempt
+        assert tracking.flush(60)
+        assert status(url) == "RUNNING"
+
+
+def test_a_server_that_is_away_neither_delays_an_interruption_nor_mixes_up_statuses(
+    tmp_path: Path, server_place: tuple[Path, int, list[Server]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, port, servers = server_place
+    url, storage = f"http://127.0.0.1:{port}", FileStorage(tmp_path / "storage")
+    run = TrackedRun(url, "tests", "run", "key")
+    monkeypatch.setattr("dmd_trainer.tracking.tracker.CLOSE_SECONDS", 0.3)
+    interrupted = Tracker(run, tmp_path / "first", storage)
+    interrupted.__enter__()
+    started, error = time.monotonic(), InterruptedRunError("interrupted")
+    interrupted.__exit__(type(error), error, None)
+    assert time.monotonic() - started < 5
+    assert b"KILLED" in storage.read(UNSENT)
+
+    monkeypatch.undo()
+    servers.append(start_mlflow(folder, port))
+    with Tracker(run, tmp_path / "second", storage) as tracking:  # the spool is gone with its machine
+        assert tracking.flush(60)
+        assert status(url) == "RUNNING"
+        assert tracking.run_id is not None
+        assert mlflow_client(url).get_run(tracking.run_id).info.end_time is not None  # KILLED came before
+
+
+def test_an_interruption_stays_one_where_storage_does_not_take_what_is_unsent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmd_trainer.tracking.tracker.CLOSE_SECONDS", 0.3)
+    (tmp_path / "storage").write_text("a file in the way")
+    with pytest.raises(InterruptedRunError), tracker(f"http://127.0.0.1:{free_port()}", tmp_path):
+        raise InterruptedRunError("interrupted")
+
+
+def test_half_a_record_of_a_process_that_died_spoils_no_other(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "records.jsonl").write_text('{"kind": "metrics", "val')
+    with tracker(url, tmp_path) as tracking:
+        assert tracking.flush(60)
+    assert status(url) == "RUNNING"
 
 
 def test_parameters_are_flat_and_leave_secrets_and_pods_out() -> None:

@@ -1,4 +1,4 @@
-"""How well images fit their prompts: CLIPScore (Hessel et al. 2021, arXiv 2104.08718)."""
+"""Scores how well images fit their prompts: CLIPScore (Hessel et al. 2021, arXiv 2104.08718)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -115,7 +115,7 @@ def export_pipeline(
 
 
 def call_arguments(pipeline: str, steps: int = 1) -> dict[str, Any]:
-    """How a pipeline of this class is called to take the generator's steps."""
+    """The arguments with which a pipeline of this class takes the generator's steps."""
     arguments: dict[str, Any] = {"num_inference_steps": steps}
     if pipeline == "DDIMPipeline":
         return arguments | {"eta": 0.0}

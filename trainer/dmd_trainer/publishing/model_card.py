@@ -18,7 +18,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the model card says.
+    """The facts about a run on its model card.
 
     Attributes:
         name: the run's.

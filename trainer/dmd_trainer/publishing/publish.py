@@ -17,7 +17,7 @@ from dmd_trainer.tracking.client import OUTAGE_SECONDS, TrackedRun
 
 REPORT = "report.json"
 FLUSH_SECONDS = 1.0
-"""Between two looks whether this process was told to stop."""
+"""Between two checks of whether this process has to stop."""
 
 
 def publish(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GENERATOR_TAG = "dmd.generator_sha256"
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "transformers", "safetensors", "pillow", "pandas", "numpy")
-"""What the model is loaded with; pinned to what is installed here."""
+"""Packages that load the model; pinned to the versions installed here."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a complete run leaves in its storage, by `storage.retain`."""
+"""Deletes what a complete run need not keep, by `storage.retain`."""
 
 from dmd_trainer.runtime.context import StageContext
 

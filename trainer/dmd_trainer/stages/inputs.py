@@ -1,4 +1,4 @@
-"""What several stages read before their work: the teacher, and what it is conditioned on."""
+"""The inputs of several stages: the teacher, its conditions, and real images."""
 
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ def read_teacher(context: StageContext) -> Teacher:
     """The manifest's teacher, on this process's device.
 
     Raises:
-        BadInputError: it is missing, or not one.
+        BadInputError: it is missing, or no teacher.
     """
     wanted = context.manifest.spec.teacher
     return load_teacher(
@@ -33,7 +33,7 @@ def read_teacher(context: StageContext) -> Teacher:
 
 
 def training_conditions(context: StageContext, teacher: Teacher) -> Conditions:
-    """What training draws its conditions from.
+    """The conditions that training draws from.
 
     Raises:
         BadInputError: the teacher takes other conditions, or there are no prompts.
@@ -45,7 +45,7 @@ def training_conditions(context: StageContext, teacher: Teacher) -> Conditions:
 
 
 def evaluation_conditions(context: StageContext, teacher: Teacher) -> Conditions:
-    """What measured images are made for: with prompts, each in its turn."""
+    """The conditions that measured images are made for: with prompts, each in its turn."""
     spec = context.manifest.spec
     prompts = spec.evaluation.prompts or spec.data.prompts
     if prompts is not None:

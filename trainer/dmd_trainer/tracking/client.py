@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 RUN_KEY_TAG = "dmd.run_key"
 OUTAGE_SECONDS = 600
-"""How long a tracking server that is away is waited for before a stage that needs it gives up (and is tried again)."""
+"""Time that a stage which needs the tracking server waits for it before it gives up (and is tried again)."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 15.0
 INVALID = "INVALID_PARAMETER_VALUE"
 REFUSALS = {INVALID, "PERMISSION_DENIED", "UNAUTHENTICATED", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
@@ -82,7 +82,7 @@ def find_or_create_run(client: "MlflowClient", run: TrackedRun) -> str:
 
 
 def local_artifacts(uri: str) -> str | None:
-    """Where artifacts of a server-less `sqlite:///` store go: next to the database; None where a server decides."""
+    """The artifacts' place of a server-less `sqlite:///` store, next to the database; None where a server decides."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
@@ -132,7 +132,7 @@ def ask(
 
 
 def is_invalid(error: Exception) -> bool:
-    """Whether the server says that a request is wrong in itself, so that repeating it is useless."""
+    """Returns whether the server says that a request is wrong in itself, so that repeating it is useless."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and error.error_code == INVALID

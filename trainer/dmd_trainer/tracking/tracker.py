@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PARAMETER = 500
 CLOSE_SECONDS = 30.0
-"""How long the end of a stage waits for a server that is away; what is left goes to storage."""
+"""Time that the end of a stage waits for a server that is away; what is left goes to storage."""
 UNSENT = "tracking/unsent.jsonl"
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]

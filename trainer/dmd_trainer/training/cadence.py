@@ -1,4 +1,4 @@
-"""When what is due: evaluations, samples, checkpoints, and points of the curves."""
+"""The cadence of a training: steps at which evaluations, samples, checkpoints and points of the curves are due."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,7 +11,7 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True)
 class Cadence:
-    """Says of a step, counted in generator updates, what is due after it; everything but logging at the last one too.
+    """Says what is due at a step, counted in generator updates; at the last one everything but logging is.
 
     Attributes:
         total: the last step.
@@ -32,21 +32,21 @@ class Cadence:
         return cls(training.generator_updates, spec.evaluation.every, training.sample_every, training.checkpoint_every)
 
     def finished(self, step: int) -> bool:
-        """Whether no step follows."""
+        """Returns whether no step follows."""
         return step == self.total
 
     def evaluates(self, step: int) -> bool:
-        """Whether the averaged generator is evaluated."""
+        """Returns whether the averaged generator is evaluated."""
         return self.finished(step) or step % self.evaluate_every == 0
 
     def samples(self, step: int) -> bool:
-        """Whether the averaged generator's images are drawn and kept."""
+        """Returns whether the averaged generator's images are drawn and kept."""
         return self.finished(step) or step % self.sample_every == 0
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is written."""
+        """Returns whether a checkpoint is written."""
         return self.finished(step) or step % self.checkpoint_every == 0
 
     def logs(self, step: int) -> bool:
-        """Whether the curves get a point, and health is measured."""
+        """Returns whether the curves get a point, and health is measured."""
         return step % LOG_EVERY == 0

@@ -24,7 +24,7 @@ class History:
     health: list[dict[str, float]] = field(default_factory=list)
 
     def evaluated(self, step: int) -> bool:
-        """Whether the evaluation of `step` is in it already."""
+        """Returns whether the evaluation of `step` is in it already."""
         return bool(self.evaluations) and self.evaluations[-1]["step"] == step
 
     def values(self) -> dict[str, Any]:

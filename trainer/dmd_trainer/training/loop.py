@@ -22,7 +22,7 @@ Evaluate = Callable[[Generator], dict[str, float]]
 
 @dataclass(frozen=True)
 class Instruments:
-    """What looks at the generator while it trains; nothing of it changes the training.
+    """Instruments that look at the generator while it trains, and change nothing of the training.
 
     Attributes:
         evaluate: measures its quality.
