@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def server_place(tmp_path: Path) -> Iterator[tuple[Path, int, list[Server]]]:
     yield tmp_path / "server", free_port(), servers
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that takes seconds to create."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
 
 
 def tracker(url: str, folder: Path, key: str = "key") -> Tracker:
@@ -132,36 +139,37 @@ def attempt(tracking: Tracker, error: Exception | None = None) -> None:
         (RuntimeError("Connection closed by peer"), "FAILED"),
     ],
 )
-def test_the_end_of_an_attempt_is_the_runs_status(tmp_path: Path, error: Exception | None, expected: str) -> None:
-    url = f"sqlite:///{tmp_path}/mlflow.db"
-    attempt(tracker(url, tmp_path), error)
-    assert status(url) == expected
-    with tracker(url, tmp_path) as tracking:  # the next attempt
+def test_the_end_of_an_attempt_is_the_runs_status(
+    database: str, tmp_path: Path, error: Exception | None, expected: str
+) -> None:
+    key = tmp_path.name
+    attempt(tracker(database, tmp_path, key), error)
+    assert status(database, key) == expected
+    with tracker(database, tmp_path, key) as tracking:  # the next attempt
         assert tracking.flush(60)
-        assert status(url) == "RUNNING"
+        assert status(database, key) == "RUNNING"
 
 
 def test_a_server_that_is_away_neither_delays_an_interruption_nor_mixes_up_statuses(
-    tmp_path: Path, server_place: tuple[Path, int, list[Server]], monkeypatch: pytest.MonkeyPatch
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, port, servers = server_place
-    url, storage = f"http://127.0.0.1:{port}", FileStorage(tmp_path / "storage")
-    run = TrackedRun(url, "tests", "run", "key")
     monkeypatch.setattr("dmd_trainer.tracking.tracker.CLOSE_SECONDS", 0.3)
-    interrupted = Tracker(run, tmp_path / "first", storage)
+    storage, error = FileStorage(tmp_path / "storage"), InterruptedRunError("interrupted")
+    away = TrackedRun(f"http://127.0.0.1:{free_port()}", "tests", "run", "away")
+    interrupted = Tracker(away, tmp_path / "first", storage)
     interrupted.__enter__()
-    started, error = time.monotonic(), InterruptedRunError("interrupted")
+    started = time.monotonic()
     interrupted.__exit__(type(error), error, None)
     assert time.monotonic() - started < 5
     assert b"KILLED" in storage.read(UNSENT)
 
+    # Another machine, and the server is back.
     monkeypatch.undo()
-    servers.append(start_mlflow(folder, port))
-    with Tracker(run, tmp_path / "second", storage) as tracking:  # the spool is gone with its machine
+    with Tracker(replace(away, uri=database), tmp_path / "second", storage) as tracking:
         assert tracking.flush(60)
-        assert status(url) == "RUNNING"
+        assert status(database, "away") == "RUNNING"
         assert tracking.run_id is not None
-        assert mlflow_client(url).get_run(tracking.run_id).info.end_time is not None  # KILLED came before
+        assert mlflow_client(database).get_run(tracking.run_id).info.end_time is not None  # KILLED came before
 
 
 def test_an_interruption_stays_one_where_storage_does_not_take_what_is_unsent(
@@ -173,13 +181,12 @@ def test_an_interruption_stays_one_where_storage_does_not_take_what_is_unsent(
         raise InterruptedRunError("interrupted")
 
 
-def test_half_a_record_of_a_process_that_died_spoils_no_other(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/mlflow.db"
+def test_half_a_record_of_a_process_that_died_spoils_no_other(database: str, tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "records.jsonl").write_text('{"kind": "metrics", "val')
-    with tracker(url, tmp_path) as tracking:
+    with tracker(database, tmp_path, "half") as tracking:
         assert tracking.flush(60)
-    assert status(url) == "RUNNING"
+    assert status(database, "half") == "RUNNING"
 
 
 def test_parameters_are_flat_and_leave_secrets_and_pods_out() -> None:

@@ -2,10 +2,12 @@
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from dmd_api.errors import BadInputError, InfrastructureError
@@ -23,6 +25,8 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 15.0
 INVALID = "INVALID_PARAMETER_VALUE"
 REFUSALS = {INVALID, "PERMISSION_DENIED", "UNAUTHENTICATED", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
 """Error codes of a server that understood a request and says no; any other error is a server that is away or ill."""
+
+_importing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,20 @@ class TrackedRun:
         return cls(tracking.uri, tracking.experiment, manifest.metadata.name, key)
 
 
+def import_mlflow() -> ModuleType:
+    """Returns mlflow, imported by one thread at a time: two at once would each find it half-initialised."""
+    with _importing:
+        import mlflow
+    return mlflow
+
+
 def mlflow_client(uri: str) -> "MlflowClient":
     """A client of the tracking server and model registry at `uri`."""
     # MLflow's own retries block for minutes; those of this file are better.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client: MlflowClient = import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return client
 
 
 def find_or_create_run(client: "MlflowClient", run: TrackedRun) -> str:
@@ -111,6 +121,7 @@ def ask(
         InfrastructureError: the server stayed away.
         BadInputError: it refuses.
     """
+    import_mlflow()
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError

@@ -64,9 +64,9 @@ class Sender:
             self._spool.wait_for_news()
 
     def _send(self, record: Record) -> None:
+        client, run = self._connect()
         from mlflow.entities import Metric, Param, RunTag
 
-        client, run = self._connect()
         values = record.get("values", {})
         try:
             match record["kind"]:

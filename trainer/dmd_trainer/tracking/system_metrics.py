@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dmd_trainer.tracking.client import import_mlflow
+
 logger = logging.getLogger(__name__)
 
 SECONDS = 10.0
@@ -30,6 +32,7 @@ class SystemMetrics:
         self._thread.join(timeout)
 
     def _measure(self) -> None:
+        import_mlflow()
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
         from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
