@@ -27,8 +27,10 @@ def server_place(tmp_path: Path) -> Iterator[tuple[Path, int, list[Server]]]:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store that takes seconds to create."""
-    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+    """A store that exists: creating one takes seconds, and importing mlflow does."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+    mlflow_client(url).search_experiments()
+    return url
 
 
 def tracker(url: str, folder: Path, key: str = "key") -> Tracker:
@@ -72,23 +74,24 @@ def test_a_server_that_is_away_loses_nothing_and_stops_nothing(
     assert [f.path for f in client.list_artifacts(run_id, "files")] == ["files/report.json"]
 
 
-def test_what_was_not_sent_is_sent_by_the_next_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_sent_is_sent_by_the_next_tracker(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dmd_trainer.tracking.tracker.CLOSE_SECONDS", 0.3)
     storage = tmp_path / "first" / "storage"
-    lost = tracker(f"http://127.0.0.1:{free_port()}", tmp_path / "first")
+    lost = tracker(f"http://127.0.0.1:{free_port()}", tmp_path / "first", "lost")
     lost.log_metrics({"loss": 1.0}, 7)
     lost.close()
     assert (storage / UNSENT).exists()
 
     # Another machine: the spool is gone, the storage is there.
-    url = f"sqlite:///{tmp_path}/mlflow.db"
-    found = Tracker(TrackedRun(url, "tests", "run", "key"), tmp_path / "second", FileStorage(storage))
+    found = Tracker(TrackedRun(database, "tests", "run", "lost"), tmp_path / "second", FileStorage(storage))
     assert found.flush(60)
     run_id = found.run_id
     found.close()
     assert not (storage / UNSENT).exists()
     assert run_id is not None
-    (metric,) = mlflow_client(url).get_metric_history(run_id, "loss")
+    (metric,) = mlflow_client(database).get_metric_history(run_id, "loss")
     assert (metric.step, metric.value) == (7, 1.0)
 
 
