@@ -12,7 +12,9 @@ from typing import Any
 import torch.distributed as dist
 
 from benchmarks.digits import digits_distillation
+from dmd_api.runtime import Stage
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.training.checkpoints import Checkpointer
 
@@ -37,8 +39,11 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     slower, stalled = [], []
-    _, distillation = digits_distillation(folder / f"rank-{rank}", rank)
-    checkpointer = Checkpointer(FileStorage(folder / "storage"), folder / "scratch", attempt=1)
+    manifest, distillation = digits_distillation(folder / f"rank-{rank}", rank)
+    storage = FileStorage(folder / "storage")
+    checkpointer = Checkpointer(
+        StageContext(Stage.DISTILL, manifest, "benchmark", 1, storage, storage, rank, scratch=folder / "scratch")
+    )
 
     def steps_and_checkpoint() -> float:
         started = time.perf_counter()

@@ -13,7 +13,8 @@ from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.solvers import Solver, teacher_solver
 from dmd_trainer.evaluation.timing import Throughput, measure_throughput
 from dmd_trainer.families.teacher import load_teacher
-from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
+from dmd_trainer.publishing.export import call_arguments, export_pipeline
+from dmd_trainer.publishing.model_card import CardFacts
 from dmd_trainer.runtime.fetch import ASSETS, local_path
 
 BATCH, STEPS, ROUNDS = 64, 18, 9

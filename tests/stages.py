@@ -102,3 +102,13 @@ def run_stage(stage: Stage, manifest: dict[str, Any], folder: Path, **options: A
     started = start_stage(stage, manifest, folder, **options)
     started.wait()
     return started.result()
+
+
+def tracked_status(folder: Path) -> str:
+    """The status that MLflow has of the run below `folder`."""
+    from dmd_trainer.tracking.client import RUN_KEY_TAG, mlflow_client
+
+    client = mlflow_client(f"sqlite:///{folder}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments, f"tags.`{RUN_KEY_TAG}` = '{RUN_KEY}'")
+    return str(run.info.status)

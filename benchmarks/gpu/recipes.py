@@ -11,7 +11,8 @@ from benchmarks.bare_passes import RealRows, Rows
 from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_trainer.conditions.base import Conditions, Drawn
-from dmd_trainer.diffusion.denoiser import Denoiser, Prediction
+from dmd_trainer.diffusion.denoiser import Denoiser
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.dmd.distillation import Distillation

@@ -138,7 +138,7 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     assert "labels 0 to 9" in done.stderr
 
     # MLflow has the run: one, with parameters, losses, FID, pictures.
-    from dmd_trainer.tracking.tracker import mlflow_client
+    from dmd_trainer.tracking.client import mlflow_client
 
     client = mlflow_client(f"sqlite:///{tmp_path}/dmd-runs/mlflow.db")
     info = client.get_run(report["mlflowRun"])

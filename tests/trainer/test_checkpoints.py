@@ -1,5 +1,6 @@
-"""Checkpoints: the newest intact one is found, damaged and half-written ones are named and passed over."""
+"""Checkpoints: the newest intact one is found, damaged and half-written ones are named and skipped."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,12 @@ import pytest
 import torch
 
 from dmd_api.errors import InfrastructureError
+from dmd_api.loading import parse_manifest
+from dmd_api.runtime import Stage
+from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.training.checkpoints import Checkpointer
+from tests.conftest import MANIFEST
 
 
 @pytest.fixture
@@ -18,7 +23,14 @@ def messages() -> list[str]:
 
 
 def checkpointer(folder: Path, messages: list[str], attempt: int = 1, keep: int = 2) -> Checkpointer:
-    return Checkpointer(FileStorage(folder / "storage"), folder / "scratch", attempt, keep, messages.append)
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["spec"]["training"]["keepCheckpoints"] = keep
+    storage = FileStorage(folder / "storage")
+    context = StageContext(
+        Stage.DISTILL, parse_manifest(manifest), "run", attempt, storage, storage, scratch=folder / "scratch"
+    )
+    context.progress.message = messages.append  # type: ignore[method-assign]
+    return Checkpointer(context)
 
 
 def state(value: float) -> dict[str, Any]:
@@ -97,7 +109,7 @@ def damage(folder: Path, how: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing", "no manifest", "torn manifest", "foreign manifest"])
-def test_a_damaged_one_is_named_and_passed_over(how: str, tmp_path: Path, messages: list[str]) -> None:
+def test_a_damaged_one_is_named_and_skipped(how: str, tmp_path: Path, messages: list[str]) -> None:
     save(tmp_path, messages, [10, 20])
     expected = damage(tmp_path, how)
     manifest, found = load(tmp_path, messages)
@@ -105,7 +117,7 @@ def test_a_damaged_one_is_named_and_passed_over(how: str, tmp_path: Path, messag
     assert manifest["step"] == 10
     assert torch.equal(found["network"]["weight"], torch.full((3, 2), 10.0))
     (message,) = messages
-    assert "step-000020-attempt-1 is passed over" in message
+    assert "step-000020-attempt-1 is skipped" in message
     assert expected in message
 
 

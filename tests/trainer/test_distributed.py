@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import Stage
-from tests.stages import RUN_KEY, run_stage, start_stage
+from tests.stages import RUN_KEY, run_stage, start_stage, tracked_status
 from tests.trainer.test_text_to_image import text_manifest
 from tests.trainer.text_teachers import make_sd
 
@@ -137,6 +137,7 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(
     assert not different
     log = (killed / "distill-3.log").read_text()
     assert "going on from step" in log
+    assert tracked_status(killed) == "RUNNING"  # the evaluation follows
 
 
 @pytest.mark.slow
@@ -183,6 +184,7 @@ def test_sigterm_checkpoints_at_a_step_all_ranks_agree_on(
     content = json.loads((checkpoint / "manifest.json").read_text())
     assert content["step"] >= 5
     assert f"step {content['step']} of 5000" in error.message
+    assert tracked_status(tmp_path) == "KILLED"
 
 
 def test_a_training_that_explodes_stops_with_a_clear_error(
@@ -200,5 +202,6 @@ def test_a_training_that_explodes_stops_with_a_clear_error(
     assert error is not None
     assert error.reason == "TrainingDiverged"
     assert "learningRate" in error.message
+    assert tracked_status(tmp_path) == "FAILED"
     kept = [p for p in (tmp_path / "storage" / RUN_KEY / "checkpoints").iterdir() if (p / "manifest.json").exists()]
     assert kept

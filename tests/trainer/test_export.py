@@ -19,7 +19,8 @@ from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.architectures import known_architecture
 from dmd_trainer.families.shrinking import save_shrunken_teacher
 from dmd_trainer.families.teacher import Teacher, load_teacher
-from dmd_trainer.publishing.export import CardFacts, call_arguments, check_exportable, export_pipeline
+from dmd_trainer.publishing.export import call_arguments, check_exportable, export_pipeline
+from dmd_trainer.publishing.model_card import CardFacts
 
 FACTS = CardFacts("run", "file:///teacher", "DMD", "abc", "1.0")
 

@@ -34,8 +34,8 @@ from dmd_trainer.health.probe import HealthProbe
 from dmd_trainer.health.rules import LASTING, RULES, WELL_AFTER, WINDOW, Health
 from dmd_trainer.runtime.fetch import local_path
 from dmd_trainer.runtime.storage import FileStorage
-from dmd_trainer.training.loop import LOG_EVERY
-from tests.stages import RUN_KEY, run_stage
+from dmd_trainer.training.cadence import LOG_EVERY
+from tests.stages import RUN_KEY, run_stage, tracked_status
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 START = {"fake_score_loss": 2.0, "teacher_loss": 2.0, "score_difference": 0.0, "diversity": 0.1, "contrast": 0.9}
@@ -421,6 +421,7 @@ def test_a_run_that_may_not_collapse_ends_with_the_checkpoint_from_before_it(
     assert "raise spec.training.fakeScore.learningRate" in error.message
     # Three measures show it, at step 30; two more checkpoints would have been made before the end.
     assert "the checkpoint of step 20 is kept" in error.message
+    assert tracked_status(tmp_path) == "FAILED"
     kept = sorted(path.name for path in (tmp_path / "storage" / RUN_KEY / "checkpoints").iterdir())
     assert [int(re.findall(r"\d+", name)[0]) for name in kept] == [10, 20], kept
 

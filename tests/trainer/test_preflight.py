@@ -7,7 +7,7 @@ import pytest
 from dmd_api import runtime
 from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
-from dmd_trainer.stages.preflight import _check_credentials
+from dmd_trainer.stages.checks import check_credentials
 
 
 def test_a_secret_of_mlflow_that_gave_nothing_is_named(
@@ -18,9 +18,9 @@ def test_a_secret_of_mlflow_that_gave_nothing_is_named(
     for variable in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.delenv(runtime.COMPLETION_INDEX, raising=False)
-    _check_credentials(spec)  # on a laptop there are no Secrets
+    check_credentials(spec)  # on a laptop there are no Secrets
     monkeypatch.setenv(runtime.COMPLETION_INDEX, "0")
     with pytest.raises(BadInputError, match="the Secret mlflow is not there, or has none of"):
-        _check_credentials(spec)
+        check_credentials(spec)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
-    _check_credentials(spec)
+    check_credentials(spec)

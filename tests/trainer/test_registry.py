@@ -8,18 +8,28 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dmd_api.errors import InfrastructureError
+from dmd_api.errors import InfrastructureError, InterruptedRunError
+from dmd_api.loading import parse_manifest
+from dmd_api.runtime import Stage
+from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay
 from dmd_trainer.families.teacher import load_teacher
-from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
-from dmd_trainer.publishing.registry import GENERATOR_TAG, check_reachable, register_generator, set_alias
-from dmd_trainer.tracking.tracker import mlflow_client
+from dmd_trainer.publishing.export import call_arguments, export_pipeline
+from dmd_trainer.publishing.model_card import CardFacts
+from dmd_trainer.publishing.publish import finish_run, publish
+from dmd_trainer.publishing.registry import RegistryEntry, check_reachable, register_generator, set_alias
+from dmd_trainer.runtime.context import StageContext
+from dmd_trainer.runtime.storage import FileStorage
+from dmd_trainer.tracking.client import TrackedRun, mlflow_client
+from dmd_trainer.tracking.tracker import Tracker
 from dmdctl.local.local_runner import free_port
 
 
@@ -33,19 +43,19 @@ def registered(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     export_pipeline(teacher, weights, [999], folder / "pipeline", CardFacts("tiny", "file:///t", "DMD", "abc", "1"))
     versions = [
         register_generator(
-            uri,
-            "tests",
-            "tiny",
-            "key",
-            "tiny",
-            folder / "pipeline",
-            call_arguments("ConsistencyModelPipeline"),
-            "class_label",
-            {GENERATOR_TAG: "sha", "dmd.method": "DMD"},
+            TrackedRun(uri, "tests", "tiny", "key"),
+            RegistryEntry(
+                "tiny",
+                folder / "pipeline",
+                call_arguments("ConsistencyModelPipeline"),
+                "class_label",
+                "sha",
+                {"dmd.method": "DMD"},
+            ),
         )
         for _ in range(2)
     ]
-    assert versions == ["1", "1"]  # the second finds the first
+    assert [found.model_version for found in versions] == ["1", "1"]  # the second finds the first
     set_alias(uri, "tiny", "champion", "1")
     return uri, folder / "pipeline"
 
@@ -131,6 +141,90 @@ def post_when_up(request: urllib.request.Request, server: subprocess.Popen[bytes
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise AssertionError(log.read_text()[-3000:])
+
+
+def evaluated(manifest: dict[str, Any], uri: str, folder: Path) -> tuple[StageContext, Report]:
+    """Rank 0 of an evaluation that has measured a generator, whose run is tracked at `uri`."""
+    manifest["spec"]["tracking"]["uri"] = uri
+    storage = FileStorage(folder / "storage")
+    context = StageContext(
+        Stage.EVALUATE, parse_manifest(manifest), "key", 1, storage, storage, scratch=folder / "scratch"
+    )
+    report = Report(
+        name="tiny",
+        method="DMD",
+        manifest_hash="abc",
+        seed=0,
+        samples=1,
+        features="digits",
+        fid=ThreeWay(teacher=1, initial=3, generator=2),
+        network_evaluations=TwoWay(teacher=5, generator=1),
+        seconds_per_image=TwoWay(teacher=5, generator=1),
+        device="cpu",
+        gates=[],
+        best_step=1,
+        generator_sha256="sha",
+    )
+    return context, report
+
+
+def test_a_run_is_finished_when_everything_has_arrived(
+    tiny_teacher: Path, manifest_dict: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    sent: list[str] = []
+
+    def spy(method: str, word: Callable[..., str]) -> None:
+        original = getattr(MlflowClient, method)
+
+        def called(self: MlflowClient, run: str, *arguments: Any, **options: Any) -> Any:
+            sent.append(word(*arguments, **options))
+            return original(self, run, *arguments, **options)
+
+        monkeypatch.setattr(MlflowClient, method, called)
+
+    spy("log_artifact", lambda path, folder=None: Path(path).name)
+    spy("set_terminated", lambda status=None, end_time=None: status or "FINISHED")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    context, report = evaluated(manifest_dict, uri, tmp_path)
+    run, teacher = TrackedRun.of(context.manifest, "key"), load_teacher(tiny_teacher)
+    with Tracker(run, tmp_path / "spool", context.storage) as context.tracker:
+        report = publish(context, teacher, teacher.denoiser.network.state_dict(), [999], report)
+        finish_run(context, report)
+        assert report.mlflow_run is not None
+        assert mlflow_client(uri).get_run(report.mlflow_run).info.status == "FINISHED"
+    assert sent == ["report.json", "FINISHED"]
+    client = mlflow_client(uri)
+    assert client.get_run(report.mlflow_run).info.status == "FINISHED"
+    assert client.get_run(report.mlflow_run).data.metrics["final/fid_generator"] == 2
+    content = Path(client.download_artifacts(report.mlflow_run, "report.json", str(tmp_path))).read_text()
+    assert Report.model_validate_json(content) == report
+    version = client.get_model_version_by_alias("tiny", "champion")
+    assert version.run_id == report.mlflow_run
+
+
+def test_records_that_do_not_arrive_are_an_infrastructure_error(
+    registered: tuple[str, Path],
+    tiny_teacher: Path,
+    manifest_dict: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tracker has not connected yet where the registry has: the report names the run all the same."""
+    monkeypatch.setattr("dmd_trainer.tracking.tracker.CLOSE_SECONDS", 0.3)
+    context, report = evaluated(manifest_dict, registered[0], tmp_path)
+    teacher = load_teacher(tiny_teacher)
+    away = TrackedRun(f"http://127.0.0.1:{free_port()}", "tests", "tiny", "key")
+    with Tracker(away, tmp_path / "spool", context.storage) as context.tracker:
+        report = publish(context, teacher, teacher.denoiser.network.state_dict(), [999], report)
+        version = mlflow_client(registered[0]).get_model_version("tiny", report.model_version)
+        assert (report.model_version, report.mlflow_run) == ("1", version.run_id)
+        with pytest.raises(InfrastructureError, match="the report and the last records are not in its run"):
+            finish_run(context, report, patience=0)
+        context._stop.set()
+        with pytest.raises(InterruptedRunError):
+            finish_run(context, report)
 
 
 def test_a_registry_that_is_away_is_an_infrastructure_error() -> None:

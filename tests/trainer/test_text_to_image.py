@@ -27,7 +27,8 @@ from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.evaluation.timing import measure_throughput
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
-from dmd_trainer.publishing.export import CardFacts, call_arguments, check_exportable, export_pipeline
+from dmd_trainer.publishing.export import call_arguments, check_exportable, export_pipeline
+from dmd_trainer.publishing.model_card import CardFacts
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.stages import inputs
 from tests.stages import run_stage

@@ -2,12 +2,16 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dmd_api.errors import InterruptedRunError, TrainingDivergedError
 from dmd_trainer.runtime.storage import FileStorage
-from dmd_trainer.tracking.tracker import RUN_KEY_TAG, UNSENT, Tracker, mlflow_client, parameters
+from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, mlflow_client
+from dmd_trainer.tracking.tracker import UNSENT, Tracker, parameters
 from dmdctl.local.local_runner import free_port
 from tests.servers import Server, start_mlflow
 
@@ -21,8 +25,16 @@ def server_place(tmp_path: Path) -> Iterator[tuple[Path, int, list[Server]]]:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that exists: creating one takes seconds, and importing mlflow does."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+    mlflow_client(url).search_experiments()
+    return url
+
+
 def tracker(url: str, folder: Path, key: str = "key") -> Tracker:
-    return Tracker(url, "tests", "run", key, folder / "spool", FileStorage(folder / "storage"))
+    return Tracker(TrackedRun(url, "tests", "run", key), folder / "spool", FileStorage(folder / "storage"))
 
 
 def test_a_server_that_is_away_loses_nothing_and_stops_nothing(
@@ -62,23 +74,24 @@ def test_a_server_that_is_away_loses_nothing_and_stops_nothing(
     assert [f.path for f in client.list_artifacts(run_id, "files")] == ["files/report.json"]
 
 
-def test_what_was_not_sent_is_sent_by_the_next_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_sent_is_sent_by_the_next_tracker(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dmd_trainer.tracking.tracker.CLOSE_SECONDS", 0.3)
     storage = tmp_path / "first" / "storage"
-    lost = tracker(f"http://127.0.0.1:{free_port()}", tmp_path / "first")
+    lost = tracker(f"http://127.0.0.1:{free_port()}", tmp_path / "first", "lost")
     lost.log_metrics({"loss": 1.0}, 7)
     lost.close()
     assert (storage / UNSENT).exists()
 
     # Another machine: the spool is gone, the storage is there.
-    url = f"sqlite:///{tmp_path}/mlflow.db"
-    found = Tracker(url, "tests", "run", "key", tmp_path / "second", FileStorage(storage))
+    found = Tracker(TrackedRun(database, "tests", "run", "lost"), tmp_path / "second", FileStorage(storage))
     assert found.flush(60)
     run_id = found.run_id
     found.close()
     assert not (storage / UNSENT).exists()
     assert run_id is not None
-    (metric,) = mlflow_client(url).get_metric_history(run_id, "loss")
+    (metric,) = mlflow_client(database).get_metric_history(run_id, "loss")
     assert (metric.step, metric.value) == (7, 1.0)
 
 
@@ -102,6 +115,81 @@ def test_a_refused_record_does_not_hold_up_the_others(tmp_path: Path) -> None:
         assert tracking.flush(60)
         assert tracking.run_id is not None
         assert mlflow_client(url).get_metric_history(tracking.run_id, "loss")
+
+
+def status(url: str, key: str = "key") -> str:
+    """The run's, as the server has it."""
+    client = mlflow_client(url)
+    experiment = client.get_experiment_by_name("tests")
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{key}'")
+    return str(run.info.status)
+
+
+def attempt(tracking: Tracker, error: Exception | None = None) -> None:
+    """An attempt at a stage that ends with `error`."""
+    with suppress(InterruptedRunError, TrainingDivergedError, RuntimeError), tracking:
+        tracking.log_metrics({"loss": 1.0}, 0)
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, "RUNNING"),  # another stage follows
+        (InterruptedRunError("interrupted at step 3"), "KILLED"),
+        (TrainingDivergedError("a loss is NaN"), "FAILED"),
+        (RuntimeError("Connection closed by peer"), "FAILED"),
+    ],
+)
+def test_the_end_of_an_attempt_is_the_runs_status(
+    database: str, tmp_path: Path, error: Exception | None, expected: str
+) -> None:
+    key = tmp_path.name
+    attempt(tracker(database, tmp_path, key), error)
+    assert status(database, key) == expected
+    with tracker(database, tmp_path, key) as tracking:  # the next attempt
+        assert tracking.flush(60)
+        assert status(database, key) == "RUNNING"
+
+
+def test_a_server_that_is_away_neither_delays_an_interruption_nor_mixes_up_statuses(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmd_trainer.tracking.tracker.CLOSE_SECONDS", 0.3)
+    storage, error = FileStorage(tmp_path / "storage"), InterruptedRunError("interrupted")
+    away = TrackedRun(f"http://127.0.0.1:{free_port()}", "tests", "run", "away")
+    interrupted = Tracker(away, tmp_path / "first", storage)
+    interrupted.__enter__()
+    started = time.monotonic()
+    interrupted.__exit__(type(error), error, None)
+    assert time.monotonic() - started < 5
+    assert b"KILLED" in storage.read(UNSENT)
+
+    # Another machine, and the server is back.
+    monkeypatch.undo()
+    with Tracker(replace(away, uri=database), tmp_path / "second", storage) as tracking:
+        assert tracking.flush(60)
+        assert status(database, "away") == "RUNNING"
+        assert tracking.run_id is not None
+        assert mlflow_client(database).get_run(tracking.run_id).info.end_time is not None  # KILLED came before
+
+
+def test_an_interruption_stays_one_where_storage_does_not_take_what_is_unsent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmd_trainer.tracking.tracker.CLOSE_SECONDS", 0.3)
+    (tmp_path / "storage").write_text("a file in the way")
+    with pytest.raises(InterruptedRunError), tracker(f"http://127.0.0.1:{free_port()}", tmp_path):
+        raise InterruptedRunError("interrupted")
+
+
+def test_half_a_record_of_a_process_that_died_spoils_no_other(database: str, tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "records.jsonl").write_text('{"kind": "metrics", "val')
+    with tracker(database, tmp_path, "half") as tracking:
+        assert tracking.flush(60)
+    assert status(database, "half") == "RUNNING"
 
 
 def test_parameters_are_flat_and_leave_secrets_and_pods_out() -> None:

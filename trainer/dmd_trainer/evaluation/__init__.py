@@ -1,1 +1,1 @@
-"""How good generators are: features, metrics against real images, pictures and the report."""
+"""Measures how good generators are: features, metrics against real images, pictures and the report."""

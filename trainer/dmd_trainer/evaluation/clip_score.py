@@ -1,4 +1,4 @@
-"""How well images fit their prompts: CLIPScore (Hessel et al. 2021, arXiv 2104.08718)."""
+"""Scores how well images fit their prompts: CLIPScore (Hessel et al. 2021, arXiv 2104.08718)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location
+from dmd_api.manifest import Evaluation, Location
 from dmd_trainer.evaluation.features import clip_digest, clip_image_embeddings, is_clip, load_clip, projected
 from dmd_trainer.runtime.fetch import local_path
 
@@ -60,6 +60,15 @@ class ClipScore(nn.Module):
         )
         shown = clip_image_embeddings(self.model, self._processor, images)
         return WEIGHT * F.cosine_similarity(shown, text).clamp_min(0).float().cpu()
+
+
+def wanted_clip_score(wanted: Evaluation, scratch: Path, device: torch.device) -> ClipScore | None:
+    """The CLIP of a manifest's evaluation; None where CLIPScore is not measured.
+
+    Raises:
+        BadInputError: as `load_clip_score`.
+    """
+    return load_clip_score(wanted.clip, scratch, device) if "CLIPScore" in wanted.metrics else None
 
 
 def load_clip_score(location: Location | None, scratch: Path, device: torch.device) -> ClipScore:

@@ -119,7 +119,7 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def is_clip(path: Path) -> bool:
-    """Whether a path is a CLIP model in transformers' format."""
+    """Returns whether a path is a CLIP model in transformers' format."""
     config = path / "config.json"
     try:
         return path.is_dir() and config.exists() and json.loads(config.read_text()).get("model_type") == "clip"

@@ -24,7 +24,7 @@ Sampler = Callable[[Tensor, Condition], Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a set of generated images.
+    """Measurements of a set of generated images.
 
     Attributes:
         features: [N, D], float32, on the CPU.
@@ -39,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Samples:
-    """Which images are generated to be measured: keyed, so that any number of ranks measures the same ones.
+    """The images that are generated to be measured: keyed, so that any number of ranks measures the same ones.
 
     Attributes:
         count: how many.
@@ -75,10 +75,10 @@ def measure(
     """Generates and extracts, each rank its batches; the same complete result on every rank, in global order.
 
     Args:
-        sampler: what is measured.
+        sampler: the generator or solver.
         extractor: the feature network.
-        samples: which images.
-        on_batch: told after each batch how many images all ranks made; may raise to stop.
+        samples: the images.
+        on_batch: called after each batch with the number of images that all ranks made; may raise to stop.
     """
     rank, world_size = rank_and_world_size()
     starts = range(0, samples.count, samples.batch_size)

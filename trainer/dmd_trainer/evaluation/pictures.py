@@ -1,4 +1,4 @@
-"""What a person looks at: image grids, the picture of a training, and its curves."""
+"""Pictures for people: image grids, the picture of a training, and its curves."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO

@@ -1,9 +1,11 @@
-"""`report.json`: what a distillation came to."""
+"""`report.json`: the figures and gates of a finished distillation."""
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from dmd_api.manifest import Gate
+
+METRICS = ("fid", "precision", "recall", "coverage", "accuracy", "clip_score")
 
 
 class _Model(BaseModel):
@@ -65,6 +67,16 @@ class Report(_Model):
     def failed_gates(self) -> list[GateResult]:
         """The gates that are not kept."""
         return [gate for gate in self.gates if not gate.passed]
+
+    def figures(self) -> dict[str, float]:
+        """The metrics of all three: `fid_teacher`, `fid_initial`, `fid_generator`, `precision_teacher`, ..."""
+        found = {metric: getattr(self, metric) for metric in METRICS}
+        return {
+            f"{metric}_{who}": value
+            for metric, values in found.items()
+            if values is not None
+            for who, value in values.model_dump().items()
+        }
 
 
 def check_gate(gate: Gate, value: float) -> GateResult:

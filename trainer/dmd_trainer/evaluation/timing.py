@@ -1,4 +1,4 @@
-"""How fast a pipeline draws: its sampler alone, and from the prompt to the picture."""
+"""Times a pipeline: its sampler alone, and from the prompt to the picture."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ PROMPT = "a photograph of an astronaut riding a horse"
 
 @dataclass(frozen=True)
 class Throughput:
-    """How long a batch takes.
+    """The time that a batch takes.
 
     Attributes:
         batch_size: how many images at once.
@@ -37,7 +37,7 @@ def measure_throughput(pipeline: Any, arguments: dict[str, Any], batch_size: int
 
     Args:
         pipeline: of diffusers, on its device and in its dtype.
-        arguments: what it is called with beside prompts or a batch size.
+        arguments: for its call, besides prompts or a batch size.
         batch_size: how many images at once.
         rounds: how many batches are timed.
     """

@@ -4,18 +4,21 @@ The probe stands beside the training step: it draws nothing that training draws,
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dmd_trainer.conditions.base import Conditions
+from dmd_trainer.diffusion.default_solver import teacher_sampling
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.schedules import add_noise, middle_indices, per_sample
-from dmd_trainer.diffusion.solvers import Solver
+from dmd_trainer.diffusion.solvers import Solver, teacher_solver
 from dmd_trainer.families.teacher import Teacher
+from dmd_trainer.runtime.context import StageContext
 
 SAMPLES = 32
 """Images of all ranks together, rounded up to an even number a rank."""
@@ -100,6 +103,23 @@ class HealthProbe:
         with torch.no_grad():
             own = [self._denoise(self._teacher, batch, batch.reference)[1] for batch in self._batches]
         self._own_loss = float(_average(torch.cat(own).mean()))
+
+    @classmethod
+    def of_run(cls, context: StageContext, teacher: Teacher, conditions: Conditions) -> Self:
+        """The probe of a run, against images that the teacher makes as it makes the pairs."""
+        spec = context.manifest.spec
+        context.progress.update(activity="drawing the teacher's images")
+        solver, steps = teacher_sampling(spec.method, teacher.denoiser.prediction)
+        scale = spec.teacher.guidance_scale
+        return cls(
+            teacher,
+            teacher_solver(teacher, solver, steps, scale, conditions.negative),
+            conditions,
+            spec.training.seed,
+            context.rank,
+            context.world_size,
+            unguided=None if scale == 1 else teacher_solver(teacher, solver, steps),
+        )
 
     @torch.no_grad()
     def measure(self, generator: Generator, mu_fake: Denoiser | None) -> dict[str, float]:

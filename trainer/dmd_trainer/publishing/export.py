@@ -4,7 +4,6 @@ import inspect
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +24,16 @@ from dmd_api.errors import BadInputError
 from dmd_api.manifest import Lora, Method
 from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import Schedule
-from dmd_trainer.dmd.lora import merged, save_lora
 from dmd_trainer.families.networks import ship_code
 from dmd_trainer.families.networks.song_unet import SongUNet
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.families.text_encoder import PIPELINES
+from dmd_trainer.publishing.adapters import merged, save_lora
+from dmd_trainer.publishing.model_card import CardFacts, model_card
 
 CONSISTENCY_TIME_SCALE = 250.0
 """`CMStochasticIterativeScheduler` tells the network 250 ln(sigma)."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What the model card says.
-
-    Attributes:
-        name: the run's.
-        teacher: the teacher's URI.
-        method: what its kind of training is called.
-        manifest_hash: of the run.
-        fid: the generator's and its teacher's, as text.
-    """
-
-    name: str
-    teacher: str
-    method: str
-    manifest_hash: str
-    fid: str
 
 
 def check_exportable(teacher: Teacher, method: Method) -> None:
@@ -130,11 +111,11 @@ def export_pipeline(
         for file in teacher.directory.glob(pattern):
             shutil.copy(file, folder / file.name)
     name = type(pipeline).__name__
-    (folder / "README.md").write_text(_card(teacher, name, call_arguments(name, len(timesteps)), facts))
+    (folder / "README.md").write_text(model_card(teacher, name, call_arguments(name, len(timesteps)), facts))
 
 
 def call_arguments(pipeline: str, steps: int = 1) -> dict[str, Any]:
-    """How a pipeline of this class is called to take the generator's steps."""
+    """The arguments with which a pipeline of this class takes the generator's steps."""
     arguments: dict[str, Any] = {"num_inference_steps": steps}
     if pipeline == "DDIMPipeline":
         return arguments | {"eta": 0.0}
@@ -227,47 +208,3 @@ def _fold_time(network: UNet2DModel, time: Tensor) -> None:
     first = network.time_embedding.linear_1
     first.bias += (projected.to(first.weight) @ first.weight.T)[0]
     first.weight.zero_()
-
-
-def _card(teacher: Teacher, pipeline: str, call: Mapping[str, Any], facts: CardFacts) -> str:
-    licence = _teacher_licence(teacher.directory)
-    arguments = ", ".join(f"{key}={value}" for key, value in call.items())
-    if teacher.takes_text:
-        arguments = f'"a red apple", {arguments}'
-    labels = ", class_labels=3" if teacher.num_class_embeds is not None else ""
-    steps = call["num_inference_steps"]
-    kind = "one-step" if steps == 1 else f"{steps}-step"
-    trusting = ""
-    if isinstance(teacher.denoiser.network, SongUNet):
-        trusting = ", trust_remote_code=True"  # the network's file is in the folder
-    evaluations = "One network evaluation makes" if steps == 1 else f"{steps} network evaluations make"
-    return f"""---
-license: {licence}
-library_name: diffusers
-tags: [one-step, distilled, dmd]
----
-# {facts.name}
-
-A {kind} generator, distilled from `{facts.teacher}` with {facts.method} by dmd-operator.
-{evaluations} an image.
-
-```python
-from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained("THIS_FOLDER"{trusting})
-image = pipeline({arguments}{labels}).images[0]
-```
-
-- FID: {facts.fid}
-- Manifest: {facts.manifest_hash}
-- Licence: the teacher's, {licence}.
-"""
-
-
-def _teacher_licence(directory: Path) -> str:
-    card = directory / "README.md"
-    if card.exists():
-        for line in card.read_text().splitlines():
-            if line.startswith("license:"):
-                return line.removeprefix("license:").strip()
-    return "other"

@@ -80,9 +80,12 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
             start_process_group(device)
         try:
             if rank == 0 and stage in TRACKED_STAGES:
+                from dmd_trainer.tracking.client import TrackedRun
                 from dmd_trainer.tracking.tracker import Tracker
 
-                with Tracker.for_run(context) as context.tracker:
+                run = TrackedRun.of(manifest, run_key)
+                with Tracker(run, scratch / "tracking", context.storage, board.message) as context.tracker:
+                    context.tracker.log_manifest(manifest)
                     result: dict[str, Any] = module.run(context)
             else:
                 result = module.run(context)

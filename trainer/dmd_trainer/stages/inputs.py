@@ -1,4 +1,4 @@
-"""What several stages read before their work: the teacher, and what it is conditioned on."""
+"""The inputs of several stages: the teacher, its conditions, and real images."""
 
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from dmd_trainer.data.real_images import RealImages, open_real_images
 from dmd_trainer.dmd.initial_weights import InitialWeights
 from dmd_trainer.dmd.regression import regression_loss
 from dmd_trainer.dmd.step import RegressionLoss
-from dmd_trainer.evaluation.clip_score import ClipScore, load_clip_score
 from dmd_trainer.families.initial_weights import read_initial_weights
 from dmd_trainer.families.teacher import WEIGHTS, Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
@@ -26,7 +25,7 @@ def read_teacher(context: StageContext) -> Teacher:
     """The manifest's teacher, on this process's device.
 
     Raises:
-        BadInputError: it is missing, or not one.
+        BadInputError: it is missing, or no teacher.
     """
     wanted = context.manifest.spec.teacher
     return load_teacher(
@@ -39,7 +38,7 @@ def read_teacher(context: StageContext) -> Teacher:
 
 
 def training_conditions(context: StageContext, teacher: Teacher) -> Conditions:
-    """What training draws its conditions from.
+    """The conditions that training draws from.
 
     Raises:
         BadInputError: the teacher takes other conditions, or there are no prompts.
@@ -51,7 +50,7 @@ def training_conditions(context: StageContext, teacher: Teacher) -> Conditions:
 
 
 def evaluation_conditions(context: StageContext, teacher: Teacher) -> Conditions:
-    """What measured images are made for: with prompts, each in its turn."""
+    """The conditions that measured images are made for: with prompts, each in its turn."""
     spec = context.manifest.spec
     prompts = spec.evaluation.prompts or spec.data.prompts
     if prompts is not None:
@@ -94,18 +93,6 @@ def initial_weights(context: StageContext) -> InitialWeights:
         read_initial_weights(named.generator, "generator", context.scratch),
         read_initial_weights(named.fake_score, "fakeScore", context.scratch),
     )
-
-
-def clip_score(context: StageContext) -> ClipScore | None:
-    """The CLIP model of CLIPScore; None where that is not measured.
-
-    Raises:
-        BadInputError: it is none.
-    """
-    evaluation = context.manifest.spec.evaluation
-    if "CLIPScore" not in evaluation.metrics:
-        return None
-    return load_clip_score(evaluation.clip, context.scratch, context.device)
 
 
 def _prompt_conditions(

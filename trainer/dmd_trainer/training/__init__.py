@@ -1,1 +1,1 @@
-"""The training loop and what survives of it."""
+"""The training loop, its cadence, and the checkpoints and generators that it keeps."""

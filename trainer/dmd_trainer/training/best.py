@@ -1,4 +1,4 @@
-"""The best generator so far: what is evaluated in the end and exported."""
+"""The best generator so far, which is evaluated in the end and exported."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class BestGenerator:
 
     Args:
         storage: the run's.
-        writes: whether this rank writes.
+        writes: set on the rank that writes.
     """
 
     def __init__(self, storage: Storage, *, writes: bool = True) -> None:

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `checkpoints/step-000400-attempt-2/` in the run's storage: what torch.distributed.checkpoint
 wrote (each rank its own files) and, last of all, `manifest.json` with the SHA-256 of every file. A folder without a
-manifest was never finished; one whose files are not as its manifest says is named and passed over. The attempt's number
+manifest was never finished; one whose files are not as its manifest says is named and skipped. The attempt's number
 in the path fences attempts: one that was thought dead cannot write into its successor's checkpoints.
 """
 
@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from dmd_api.errors import BadInputError
 from dmd_trainer.distributed.collectives import any_rank, barrier, broadcast_object, local_rank, rank_and_world_size
-from dmd_trainer.runtime.storage import Storage
+from dmd_trainer.runtime.context import StageContext
 
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"checkpoints/(step-(\d+)-attempt-(\d+))/(.+)")
@@ -44,26 +43,16 @@ class Checkpointer:
     """Saves and loads the state of a distillation, together with all ranks.
 
     Args:
-        storage: the run's.
-        scratch: a local folder that the ranks of a node share.
-        attempt: the number of this attempt.
-        keep: how many complete checkpoints stay; older ones are deleted.
-        on_message: told what a person should know, such as a checkpoint that was passed over.
+        context: the stage's: its storage, a local folder that the ranks of a node share, the number of the attempt, and
+            how many complete checkpoints stay (`training.keepCheckpoints`).
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        scratch: Path,
-        attempt: int,
-        keep: int = 2,
-        on_message: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        self._storage = storage
-        self._scratch = scratch / "checkpoints"
-        self._attempt = attempt
-        self._keep = keep
-        self._on_message = on_message
+    def __init__(self, context: StageContext) -> None:
+        self._storage = context.storage
+        self._scratch = context.scratch / "checkpoints"
+        self._attempt = context.attempt
+        self._keep = context.manifest.spec.training.keep_checkpoints
+        self._on_message = context.progress.message
         self._pending: Future[None] | None = None
         self.newest_step: int | None = None
         """The step of the newest checkpoint that is known to be whole."""
@@ -169,7 +158,7 @@ class Checkpointer:
             barrier()
             if any_rank(bool(problem)):
                 if problem and self._rank == 0:
-                    self._on_message(f"checkpoint {name} is passed over: {problem}")
+                    self._on_message(f"checkpoint {name} is skipped: {problem}")
                 continue
             load(state, storage_reader=FileSystemReader(folder), no_dist=self._group is None)
             barrier()
