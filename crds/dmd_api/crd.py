@@ -7,8 +7,9 @@ that the cost of the rules is.
 
 from typing import Any
 
-from dmd_api.manifest import KIND, DMDDistillation, Spec
-from dmd_api.rules import LONGEST_SUFFIX, NAME_RULE, RULES
+from dmd_api.manifest import KIND, DMDDistillation
+from dmd_api.rules import NAME_RULE, RULES
+from dmd_api.spec import Spec
 
 GROUP, VERSION, PLURAL = "dmd-operator.io", "v1alpha1", "dmddistillations"
 LONGEST_STRING = 4096
@@ -113,7 +114,7 @@ def _root() -> dict[str, Any]:
         },
         "x-kubernetes-validations": [
             {
-                "rule": f"size(self.metadata.name) <= {63 - LONGEST_SUFFIX}",
+                "rule": NAME_RULE.cel,
                 "message": f"{NAME_RULE.path}: {NAME_RULE.message}",
             }
         ],

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from dmd_api.manifest import DMDDistillation, Images, Model, SecretReference, Storage
+from dmd_api.manifest import DMDDistillation
+from dmd_api.spec import Images, Model, SecretReference, Storage
 
 
 class TrackingDefaults(Model):
