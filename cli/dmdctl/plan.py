@@ -12,9 +12,7 @@ from rich.table import Table
 
 from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation, manifest_hash
-from dmd_api.runtime import Stage
-from dmd_operator.decide import stages
-from dmd_operator.pods import nodes
+from dmd_api.stages import Stage, stages
 from dmdctl.bars import duration
 from dmdctl.gpu_plan import at_hand, find_gpu, show_gpu_plan
 from dmdctl.work import Work, count_work
@@ -66,13 +64,12 @@ def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None
 
 def _objects(manifest: DMDDistillation) -> Table:
     """What the operator creates for it: an Indexed Job and a headless Service for each attempt at a stage."""
-    name, per_node = manifest.metadata.name, manifest.spec.workers.processes_per_node
     table = Table(title="Kubernetes objects", title_justify="left", box=None, pad_edge=False, header_style="dim")
     for column in ("Job and Service", "pods", "processes a pod"):
         table.add_column(column)
     for stage in stages(manifest):
-        alone = stage in {Stage.PREFLIGHT, Stage.PREPARE}
-        table.add_row(f"{name}-{stage}-1", str(nodes(manifest, stage)), "1" if alone else str(per_node))
+        size = stage.size(manifest.spec)
+        table.add_row(f"{manifest.metadata.name}-{stage}-1", str(size.nodes), str(size.processes_per_node))
     return table
 
 

@@ -23,3 +23,7 @@ class ExitCode(IntEnum):
     """Storage, network or a peer failed for longer than the retries last: tried again, counted as a failure."""
     INTERRUPTED = 130
     """Ended by SIGTERM or SIGINT after a checkpoint: the next attempt goes on from there, nothing is counted."""
+
+
+RETRYABLE = frozenset({ExitCode.UNEXPECTED, ExitCode.INFRASTRUCTURE})
+"""Failures that may pass: the stage is tried again, up to `maxRestarts` times."""

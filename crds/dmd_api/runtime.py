@@ -4,10 +4,11 @@ A stage is one command, `python -m dmd_trainer STAGE`, told everything else by t
 """
 
 import os
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from dmd_api.stages import Stage as Stage
 
 MANIFEST = "DMD_MANIFEST"
 """The whole manifest as JSON, with every default resolved."""
@@ -52,15 +53,6 @@ TERMINATION_MESSAGE_BYTES = 4096
 def in_a_pod() -> bool:
     """Whether this process is of a Job's pod."""
     return COMPLETION_INDEX in os.environ
-
-
-class Stage(StrEnum):
-    """The stages of a distillation, in their order."""
-
-    PREFLIGHT = "preflight"
-    PREPARE = "prepare"
-    DISTILL = "distill"
-    EVALUATE = "evaluate"
 
 
 Line = Annotated[str, Field(max_length=256)]

@@ -6,7 +6,25 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
+
+PHASES = {
+    Stage.PREFLIGHT: "Preflight",
+    Stage.PREPARE: "Preparing",
+    Stage.DISTILL: "Distilling",
+    Stage.EVALUATE: "Evaluating",
+}
+"""The phase of a run that is in a stage."""
+STAGE_DONE = {
+    Stage.PREFLIGHT: "PreflightPassed",
+    Stage.PREPARE: "Prepared",
+    Stage.DISTILL: "Distilled",
+    Stage.EVALUATE: "Evaluated",
+}
+"""The condition that latches each stage."""
+
+
+ConditionStatus = Literal["True", "False", "Unknown"]
 
 
 class StatusModel(BaseModel):
@@ -19,7 +37,7 @@ class Condition(StatusModel):
     """A condition as in the Kubernetes API conventions."""
 
     type: str
-    status: Literal["True", "False", "Unknown"]
+    status: ConditionStatus
     reason: str
     message: str = ""
     observed_generation: int = 0

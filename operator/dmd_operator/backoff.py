@@ -1,4 +1,4 @@
-"""When the next attempt at a stage may begin, and when there is none."""
+"""The wait before the next attempt at a stage."""
 
 from datetime import datetime, timedelta
 
@@ -24,6 +24,12 @@ def back_off(retries: int, longest: timedelta = LONGEST_BACK_OFF) -> timedelta:
 
 
 def next_attempt_time(now: datetime, created: datetime | None, wait: timedelta) -> datetime:
-    """When the next attempt may begin, given when the last one was created and how long to wait from now."""
+    """The time from which the next attempt may begin.
+
+    Args:
+        now: the time.
+        created: when the last attempt was created, where that is known.
+        wait: the back-off, from now.
+    """
     earliest = now + wait
     return max(earliest, created + SHORTEST_ATTEMPT) if created is not None else earliest

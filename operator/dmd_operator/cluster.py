@@ -11,13 +11,13 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, ApiException
 from pydantic import ValidationError
 
+from dmd_api.labels import DISTILLATION
 from dmd_api.manifest import API_VERSION, KIND
 from dmd_api.runtime import Progress
+from dmd_operator.decision import Event
 from dmd_operator.objects import Objects
 from dmd_operator.observe import observe_job, observe_pod
 from dmd_operator.observed import ObservedJob, ObservedPod
-from dmd_operator.pods import DISTILLATION
-from dmd_operator.run import Event
 from dmd_operator.seen import Key
 
 PLURAL = "dmddistillations"

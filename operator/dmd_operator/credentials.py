@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dmd_api.manifest import SecretReference, Spec
-from dmd_api.runtime import Stage
+from dmd_api.spec import SecretReference, Spec
+from dmd_api.stages import Stage
 
 # What only one of two kinds of credentials has is optional; what is always needed is not, so that the kubelet names a
 # Secret or a key that is missing, and starts the pod by itself once it is there.

@@ -8,10 +8,10 @@ from typing import Any
 
 import kopf
 
+from dmd_api.labels import DISTILLATION, JOB_NAME
 from dmd_api.manifest import API_VERSION
 from dmd_operator.cluster import PLURAL, owner_uid
-from dmd_operator.observe import JOB_NAME, observe_job, observe_pod
-from dmd_operator.pods import DISTILLATION
+from dmd_operator.observe import observe_job, observe_pod
 from dmd_operator.queue import Queue
 from dmd_operator.seen import Key, Seen
 

@@ -7,12 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dmd_api.runtime import Stage, StageResult
+from dmd_api.labels import ATTEMPT, CONTAINER, INDEX, STAGE
+from dmd_api.runtime import StageResult
+from dmd_api.stages import Stage
 from dmd_operator.observed import DELETED, ObservedJob, ObservedPod
-from dmd_operator.pods import ATTEMPT, CONTAINER, STAGE
 
-JOB_NAME = "batch.kubernetes.io/job-name"
-_INDEX = "batch.kubernetes.io/job-completion-index"
 # The reasons of the condition DisruptionTarget, as the Kubernetes documentation lists them.
 _DISRUPTIONS = {
     "PreemptionByScheduler": "preempted by a pod of higher priority",
@@ -53,7 +52,7 @@ def observe_pod(pod: Mapping[str, Any]) -> ObservedPod:
     result = _result(ended.get("message"))
     deleted = metadata.get("deletionTimestamp")
     return ObservedPod(
-        index=int((metadata.get("labels") or {}).get(_INDEX, 0)),
+        index=int((metadata.get("labels") or {}).get(INDEX, 0)),
         phase=status.get("phase") or "Pending",
         exit_code=ended.get("exitCode"),
         reason=_why(ended) if result is None else None,

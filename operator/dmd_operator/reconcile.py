@@ -14,15 +14,17 @@ from kubernetes.aio.client import ApiException
 from dmd_api.apps import PROGRESS_PORT
 from dmd_api.errors import BadInputError
 from dmd_api.status import RunStatus
+from dmd_operator.attempts import refused
 from dmd_operator.cluster import Cluster, RefusedError, message_of
-from dmd_operator.decide import decide, refused, unusable
+from dmd_operator.decide import decide, unusable
+from dmd_operator.decision import Decision, Event
 from dmd_operator.manifests import read_manifest
 from dmd_operator.metrics import DECISION_SECONDS, LOOKS
 from dmd_operator.observe import with_pods
 from dmd_operator.observed import ObservedJob, ObservedPod
 from dmd_operator.pods import Owner, attempt_objects
 from dmd_operator.queue import Gone
-from dmd_operator.run import Decision, Event, Run
+from dmd_operator.run import Run
 from dmd_operator.seen import Key, Seen
 from dmd_operator.settings import OperatorSettings
 
@@ -147,8 +149,7 @@ class Reconciler:
 
 def _progress_address(run: Run) -> str | None:
     """Where rank 0 of the present attempt answers."""
-    wanted = (run.status.stage, run.status.attempt)
-    pods = (pod for job in run.jobs if (job.stage, job.attempt) == wanted for pod in job.pods)
+    pods = run.present_job.pods if run.present_job is not None else ()
     rank_0 = next((pod for pod in pods if pod.index == 0 and pod.phase == "Running" and pod.ip), None)
     if rank_0 is None:
         return None

@@ -8,10 +8,11 @@ import pytest
 
 from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Progress, Stage
+from dmd_api.runtime import Progress
+from dmd_api.stages import Stage, stages_of
 from dmd_api.status import RunStatus
 from dmdctl.bars import describe
-from dmdctl.run_view import RunView, eta_seconds, exit_code, progress_of, read_status, stages, summary
+from dmdctl.run_view import RunView, eta_seconds, exit_code, progress_of, read_status, summary
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SPEC: dict[str, Any] = {
@@ -105,8 +106,8 @@ def test_a_run_that_no_operator_has_seen_is_said_to_wait_once() -> None:
 
 
 def test_without_a_regression_there_is_no_stage_of_pairs() -> None:
-    assert Stage.PREPARE not in stages({"method": {"name": "DMD2"}})
-    assert stages(SPEC) == list(Stage)
+    assert Stage.PREPARE not in stages_of({"method": {"name": "DMD2"}})
+    assert stages_of(SPEC) == list(Stage)
 
 
 DISTILL = {"stage": "distill", "step": 30, "total": 1500, "unit": "generator updates", "progress": "2%"}
