@@ -176,7 +176,7 @@ def condition_line(condition: Condition, before: Condition | None) -> str | None
     message = escape(condition.message or condition.reason)
     match condition.type, condition.status:
         case "Suspended", "True":
-            return f"{WARNING} suspended; set spec.suspend to false to go on"
+            return f"{WARNING} suspended; set spec.suspend to false to resume"
         case "Suspended", "False" if before is not None:
             return "resumed"
         case "Stalled", "True":

@@ -1,4 +1,4 @@
-"""Tells the cause of an attempt's end from its consequences, among the ends of several workers.
+"""The cause of an attempt's end, among its consequences in the ends of several workers.
 
 One worker's failure ends its peers: their collectives break, or they are interrupted. Neither is ever a cause. Where
 no worker names one, something outside ended the attempt.
@@ -12,17 +12,17 @@ from dmd_api.runtime import PEER_LOST, StageError, StageResult
 
 
 class Weight(IntEnum):
-    """How much a worker's end explains of its attempt's, the most first."""
+    """The share of an attempt's end that a worker's end explains, the largest first."""
 
     BAD_INPUT = 0
     DIVERGED = 1
     FAILED = 2
-    """By itself, in a way nobody foresaw: a bug, or killed for want of memory."""
+    """The worker's own failure, which nobody foresaw: a bug, or it was killed for lack of memory."""
     INFRASTRUCTURE = 3
-    """By itself, since something that it needs was away."""
+    """The worker's own failure, because something that it needs was away."""
     PEER_LOST = 4
     INTERRUPTED = 5
-    """After the loss of a peer, since whoever started the workers interrupts those that are left of a failure."""
+    """Explains less than the loss of a peer: a failure makes whoever started the workers interrupt the rest."""
 
     @property
     def decisive(self) -> bool:
@@ -58,7 +58,7 @@ def weigh(exit_code: int | None, error: StageError | None) -> Weight | None:
 
 
 def root_cause(results: Iterable[StageResult]) -> StageResult | None:
-    """Of several workers' results the error that the others follow from, the first of equals; None without errors."""
+    """The error that the others follow from, the first of equals; None where no result has one."""
 
     def order(result: StageResult) -> Weight:
         assert result.error is not None

@@ -1,4 +1,4 @@
-"""The names by which an attempt's Jobs and pods are found: labels, annotations and the trainer's container."""
+"""The names by which an attempt's Jobs and pods are found: labels and the trainer's container."""
 
 DISTILLATION = "dmd-operator.io/distillation"
 """The label that holds the resource's name."""

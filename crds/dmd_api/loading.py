@@ -1,4 +1,4 @@
-"""Reading a manifest from a file, with errors for people: one line a problem, the field's path and the remedy."""
+"""Reads a manifest from a file; each problem is one line with the field's path and the remedy."""
 
 import difflib
 import re
@@ -95,7 +95,7 @@ def load_manifest(path: str | Path) -> DMDDistillation:
 
 
 def parse_manifest(content: object, source: str = "the manifest") -> DMDDistillation:
-    """Makes a manifest of parsed YAML or JSON.
+    """Validates parsed YAML or JSON as a manifest.
 
     Raises:
         ManifestError: it breaks the API's rules.

@@ -1,4 +1,4 @@
-"""The manifest, a `DMDDistillation`: its metadata and its `spec`, checked against all rules, and its hash."""
+"""The manifest, a `DMDDistillation`: its metadata, its `spec` under all rules, and its hash."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ KIND = "DMDDistillation"
 
 
 class Metadata(Model):
-    """The resource's metadata; fields that the API server writes are read and passed on."""
+    """The resource's metadata; fields that the API server adds are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -33,8 +33,8 @@ class Metadata(Model):
         description="The resource's name: lower-case letters, digits and '-'.",
     )
     namespace: str | None = Field(None, max_length=63, description="The namespace.")
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels.")
-    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations.")
+    labels: dict[str, str] = Field(default_factory=dict, description="The resource's labels.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="The resource's annotations.")
 
 
 class DMDDistillation(Model):
@@ -43,7 +43,7 @@ class DMDDistillation(Model):
     api_version: Literal["dmd-operator.io/v1alpha1"] = Field(description="The API's version.")
     kind: Literal["DMDDistillation"] = Field(description="The resource's kind.")
     metadata: Metadata = Field(description="The resource's metadata.")
-    spec: Spec = Field(description="What is wanted.")
+    spec: Spec = Field(description="The distillation that is wanted.")
 
     @model_validator(mode="after")
     def _keep_the_rules(self) -> Self:
@@ -52,7 +52,7 @@ class DMDDistillation(Model):
 
     @property
     def world_size(self) -> int:
-        """How many processes distil."""
+        """The number of processes that distil."""
         return self.spec.workers.nodes * self.spec.workers.processes_per_node
 
     @property

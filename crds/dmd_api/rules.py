@@ -1,4 +1,4 @@
-"""Rules that concern several fields, each once: CEL for the API server, Python for everybody else, one message."""
+"""Rules over several fields, each once: in CEL for the API server, in Python, and one message."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The manifest's `spec` as pydantic models: every field with its bounds and its description.
+"""The manifest's `spec`: every field as a pydantic model, with its bounds and its description.
 
 The models are the single source of the CRD and of the manifest's reference: descriptions are the reference, bounds are
 the API server's. Rules that concern several fields are in `rules.py`.
@@ -13,7 +13,7 @@ from dmd_api.uris import READABLE_SCHEMES, STORAGE_SCHEMES, TRACKING_SCHEMES, pa
 
 
 class Model(BaseModel):
-    """What all parts of the manifest share: camelCase in YAML, no unknown fields, no change after reading."""
+    """The base of all parts: camelCase in YAML, no unknown fields, no change after reading."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
@@ -62,7 +62,7 @@ class Location(Model):
     """Something to read."""
 
     uri: ReadableUri = Field(
-        description="Where it is: hf://, s3://, models:/, pvc://CLAIM/PATH, file://, or builtin:// for what ships "
+        description="Its URI: hf://, s3://, models:/, pvc://CLAIM/PATH, file://, or builtin:// for what ships "
         "with the trainer."
     )
 
@@ -80,7 +80,7 @@ class Teacher(Model):
     )
     weights: Literal["fp32", "bf16", "fp8"] = Field(
         "fp32",
-        description="What the frozen networks are kept in; with fp8, the teacher's weights in 8 bits and those of text "
+        description="The format of the frozen networks' weights; with fp8, the teacher's in 8 bits and those of text "
         "encoders and VAE in 16. All but fp32 compute in bfloat16.",
     )
     offload: bool = Field(
@@ -91,7 +91,7 @@ class Teacher(Model):
 class ClassLabels(Model):
     """Labels drawn uniformly."""
 
-    count: int = Field(ge=1, le=1_000_000, description="How many classes there are; labels run from 0 to count - 1.")
+    count: int = Field(ge=1, le=1_000_000, description="The number of classes; labels run from 0 to count - 1.")
 
 
 class Prompts(Location):
@@ -106,7 +106,7 @@ class Prompts(Location):
 
 
 class Data(Model):
-    """What the networks are conditioned on, and real images where the method reads them."""
+    """The networks' conditions, and real images where the method reads them."""
 
     prompts: Prompts | None = Field(None, description="Prompts for a text-to-image teacher.")
     class_labels: ClassLabels | None = Field(None, description="Class labels for a class-conditional teacher.")
@@ -114,7 +114,7 @@ class Data(Model):
         None,
         description="Real images; only DMD2's GAN term reads them: a folder of image files, .parquet (column image), "
         ".tar (webdataset), or .safetensors of latents; builtin://digits or builtin://emoji. Where the teacher takes "
-        "text, it is told the captions that they come with.",
+        "text, it is given their captions.",
     )
 
 
@@ -128,7 +128,7 @@ class InitFrom(Model):
 class Regression(Model):
     """DMD's regression on the teacher's ODE pairs (arXiv 2311.18828, section 4.2)."""
 
-    pairs: int = Field(ge=1, le=100_000_000, description="How many pairs of noise and teacher's image are made.")
+    pairs: int = Field(ge=1, le=100_000_000, description="The number of pairs of noise and teacher's image.")
     solver: Literal["Heun", "DDIM", "PNDM", "DPMSolverMultistep", "FlowMatchEuler"] = Field(
         "Heun",
         description="The deterministic solver: Heun for EDM teachers, FlowMatchEuler for flow matching, diffusers' "
@@ -141,11 +141,13 @@ class Regression(Model):
     features: Location | None = Field(
         None, description="LPIPS's backbone: torchvision's VGG16 weights (.safetensors or .pth)."
     )
-    weight: float = Field(0.25, ge=0, le=1000, description="The regression loss's weight beside distribution matching.")
+    weight: float = Field(
+        0.25, ge=0, le=1000, description="The weight of the regression loss, which is added to distribution matching."
+    )
     weight_schedule: Literal["constant", "cosine"] = Field(
         "constant",
-        description="How the weight changes over the run: it stays, or falls to 0 by a cosine, so that distribution "
-        "matching alone has the last word.",
+        description="The weight over the run: constant, or falling to 0 along a cosine, so that distribution "
+        "matching has the last word.",
     )
 
 
@@ -164,7 +166,7 @@ class Lora(Model):
 
 
 class Method(Model):
-    """How the teacher is distilled."""
+    """The method of distillation."""
 
     name: Literal["DMD", "DMD2"] = Field("DMD", description="DMD regresses on pairs; DMD2 does without them.")
     generator_timestep: int | None = Field(
@@ -174,7 +176,7 @@ class Method(Model):
         description="The one index of the teacher's schedule that the generator is called at (SD: 999, one-step SDXL: "
         "399). Default: the noisiest.",
     )
-    generator_steps: int = Field(1, ge=1, le=16, description="How often the generator is called for an image.")
+    generator_steps: int = Field(1, ge=1, le=16, description="The number of the generator's calls for an image.")
     init_from: InitFrom | None = Field(None, description="Weights of an earlier run to start from.")
     lora: Lora | None = Field(None, description="Trains low-rank adapters of the generator, and exports them too.")
     regression: Regression | None = Field(None, description="The regression on ODE pairs; DMD needs it.")
@@ -189,7 +191,7 @@ class Method(Model):
 
 
 class FakeScoreTraining(Model):
-    """Where the fake score is trained differently from the generator."""
+    """The fake score's training, where it differs from the generator's."""
 
     learning_rate: float | None = Field(None, gt=0, le=1, description="Default: training.learningRate.")
     betas: tuple[Beta, Beta] | None = Field(None, description="Default: training.betas.")
@@ -198,7 +200,7 @@ class FakeScoreTraining(Model):
 class Training(Model):
     """The optimisation. Steps are always counted in generator updates."""
 
-    generator_updates: int = Field(ge=1, le=100_000_000, description="How many updates the generator gets.")
+    generator_updates: int = Field(ge=1, le=100_000_000, description="The number of the generator's updates.")
     batch_size: int = Field(ge=1, le=1_000_000, description="Samples per update over all processes together.")
     micro_batch_size: int | None = Field(
         None,
@@ -209,7 +211,7 @@ class Training(Model):
     )
     learning_rate: float = Field(gt=0, le=1, description="AdamW's base learning rate, of the generator.")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="After the warm-up the learning rates stay, or fall to 0 by a cosine."
+        "constant", description="After the warm-up the learning rates are constant, or fall to 0 along a cosine."
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas.")
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW's weight decay.")
@@ -218,13 +220,15 @@ class Training(Model):
         None, gt=0, le=1e9, description="Gradients are scaled down to this norm. Default: never."
     )
     fake_score: FakeScoreTraining = Field(
-        default_factory=FakeScoreTraining, description="Where the fake score is trained differently."
+        default_factory=FakeScoreTraining,
+        description="The fake score's training, where it differs from the generator's.",
     )
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="Decay of the generator's moving average, which is evaluated and exported."
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="What the networks compute in; weights, preconditioning and losses stay in float32."
+        "fp32",
+        description="The format that the networks compute in; weights, preconditioning and losses stay in float32.",
     )
     sharding: Literal["DDP", "FSDP"] = Field(
         "DDP", description="Every process holds all of the networks, or a part (fully sharded)."
@@ -236,12 +240,12 @@ class Training(Model):
     channels_last: bool = Field(False, description="Keeps convolutions' weights channels-last, which suits GPUs.")
     stop_on_collapse: bool = Field(
         False,
-        description="Ends a run that is collapsing, with its last good checkpoint; otherwise it is only warned of.",
+        description="Ends a run that is collapsing, with its last good checkpoint; otherwise there is only a warning.",
     )
     # No larger: JSON numbers, and so the API server, are exact up to here.
-    seed: int = Field(0, ge=0, le=2**53, description="Every random number of the run follows from it.")
+    seed: int = Field(0, ge=0, le=2**53, description="The seed of every random number of the run.")
     checkpoint_every: int = Field(500, ge=1, le=10_000_000, description="Generator updates between checkpoints.")
-    keep_checkpoints: int = Field(2, ge=1, le=1000, description="How many complete checkpoints are kept.")
+    keep_checkpoints: int = Field(2, ge=1, le=1000, description="The number of complete checkpoints that are kept.")
     sample_every: int = Field(
         500, ge=1, le=10_000_000, description="Generator updates between image grids at fixed noise."
     )
@@ -251,7 +255,7 @@ class Training(Model):
 
 
 class PodSettings(Model):
-    """What the pods of a stage ask for."""
+    """Settings of a stage's pods."""
 
     resources: dict[str, Any] = Field(
         default_factory=dict,
@@ -267,9 +271,11 @@ class PodSettings(Model):
 
 
 class Evaluation(PodSettings):
-    """How generators are measured, during training and in the end."""
+    """The evaluation of generators, during training and at the end."""
 
-    metrics: list[Metric] = Field(["FID"], min_length=1, max_length=16, description="What is measured; FID always is.")
+    metrics: list[Metric] = Field(
+        ["FID"], min_length=1, max_length=16, description="The metrics to measure; FID always is among them."
+    )
     samples: int = Field(10_000, ge=2, le=10_000_000, description="Generated images per measurement.")
     every: int = Field(
         1000,
@@ -304,7 +310,7 @@ class Evaluation(PodSettings):
 class Gate(Model):
     """A bound that the generator must keep for its model version to get the alias."""
 
-    metric: Metric = Field(description="Which of evaluation.metrics.")
+    metric: Metric = Field(description="One of evaluation.metrics.")
     max: float | None = Field(None, description="The metric may not be greater.")
     min: float | None = Field(None, description="The metric may not be less.")
 
@@ -319,18 +325,18 @@ class Workers(PodSettings):
 class PairWorkers(PodSettings):
     """The pods that make ODE pairs."""
 
-    parallelism: int = Field(1, ge=1, le=10_000, description="How many work at the same time.")
+    parallelism: int = Field(1, ge=1, le=10_000, description="The number of pods that work at the same time.")
 
 
 class Retain(Model):
-    """What stays in storage when every gate has passed; until then everything stays."""
+    """Data kept in storage once every gate has passed; until then everything is kept."""
 
     pairs: bool = Field(True, description="The ODE pairs.")
     checkpoints: bool = Field(False, description="The last checkpoints.")
 
 
 class Storage(Model):
-    """Where pairs, checkpoints, generators and reports go."""
+    """The storage of pairs, checkpoints, generators and reports."""
 
     uri: StorageUri = Field(description="s3://BUCKET/PREFIX, pvc://CLAIM/PATH or file:///PATH.")
     endpoint_url: str | None = Field(
@@ -339,11 +345,11 @@ class Storage(Model):
     credentials_secret_ref: SecretReference | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     )
-    retain: Retain = Field(default_factory=Retain, description="What stays after a run that passed every gate.")
+    retain: Retain = Field(default_factory=Retain, description="Data kept after a run that passed every gate.")
 
 
 class Tracking(Model):
-    """Where metrics are logged and the model is registered."""
+    """The tracking of metrics and the registry of models."""
 
     uri: TrackingUri | None = Field(
         None, description="MLflow's tracking server: http(s)://, or sqlite:// on a laptop. Default: the operator's."
@@ -381,26 +387,26 @@ class Images(Model):
 
 
 class Spec(Model):
-    """What is wanted."""
+    """The distillation that is wanted."""
 
     teacher: Teacher = Field(description="The diffusion model that is distilled.")
     data: Data = Field(default_factory=Data, description="Conditions and real images.")
-    method: Method = Field(default_factory=Method, description="How the teacher is distilled.")
+    method: Method = Field(default_factory=Method, description="The method of distillation.")
     training: Training = Field(description="The optimisation.")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="How generators are measured.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="The evaluation of generators.")
     gates: list[Gate] = Field(
         default_factory=list, max_length=16, description="Bounds that must hold for the model to get its alias."
     )
     workers: Workers = Field(default_factory=Workers, description="The processes that distil and evaluate.")
     pair_workers: PairWorkers = Field(default_factory=PairWorkers, description="The pods that make ODE pairs.")
-    storage: Storage | None = Field(None, description="Where everything goes. Default: the operator's.")
-    tracking: Tracking = Field(default_factory=Tracking, description="Where metrics and models are logged.")
+    storage: Storage | None = Field(None, description="The storage of the run. Default: the operator's.")
+    tracking: Tracking = Field(default_factory=Tracking, description="The tracking server and the model registry.")
     hugging_face: HuggingFace | None = Field(None, description="Access to the Hugging Face hub.")
     images: Images = Field(default_factory=Images, description="Container images.")
     service_account_name: str | None = Field(
         None, max_length=253, description="The service account of the run's pods; its token is not mounted."
     )
-    suspend: bool = Field(False, description="Stops the run after a checkpoint; setting it back goes on.")
+    suspend: bool = Field(False, description="Stops the run after a checkpoint; false resumes it.")
     max_restarts: int = Field(
         10, ge=0, le=10_000, description="Failed attempts after which the run fails; disruptions are not counted."
     )

@@ -1,4 +1,4 @@
-"""The stages of a distillation: which a manifest has, their pods and processes, and how each is retried and ended."""
+"""The stages of a distillation: those of a manifest, their pods, processes, retries and grace."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Stage(StrEnum):
 
     @property
     def pod_retries(self) -> int:
-        """How often its Job tries a pod again on its own; at 0 a pod that fails or is lost ends the attempt."""
+        """The retries of each of its pods by their Job; at 0 a pod that fails or is lost ends the attempt."""
         return 3 if self is Stage.PREPARE else 0
 
     def size(self, spec: Spec) -> Size:

@@ -1,4 +1,4 @@
-"""Begins an attempt at a stage, and follows one that runs."""
+"""Begins an attempt at a stage, follows it while it runs, and puts off one that is refused."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""Conditions as in the Kubernetes API conventions: a transition time moves only when the status does."""
+"""Conditions as in the Kubernetes API conventions: their times move only with their status."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""Which Secrets a stage's container gets, as variables that name them: the operator reads none."""
+"""The Secrets of a stage's container, as variables that name them: the operator reads none."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ def credentials(spec: Spec, stage: Stage) -> list[dict[str, Any]]:
     """The container's variables for `stage`; preparing speaks to no tracking server and gets none of its secrets.
 
     Args:
-        spec: its defaults resolved.
-        stage: which.
+        spec: with its defaults resolved.
+        stage: the stage.
     """
     variables = []
     if spec.storage is not None:

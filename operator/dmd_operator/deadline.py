@@ -1,4 +1,4 @@
-"""The time that a run was active, and what follows from it: the deadline, and the end of a finished run's life."""
+"""Active time, the deadline, and the time to live of a finished run."""
 
 from datetime import timedelta
 
@@ -12,14 +12,14 @@ def active(run: Run) -> timedelta:
 
 
 def until_deadline(run: Run) -> timedelta | None:
-    """What is left of `activeDeadlineSeconds`, negative when it has passed; None without one or while suspended."""
+    """The rest of `activeDeadlineSeconds`, negative when it has passed; None without one or while suspended."""
     if run.spec.active_deadline_seconds is None or run.status.active_since is None:
         return None
     return timedelta(seconds=run.spec.active_deadline_seconds) - active(run)
 
 
 def until_expiry(run: Run) -> timedelta | None:
-    """What is left of `ttlSecondsAfterFinished`; None where the run is not finished or stays for ever."""
+    """The rest of `ttlSecondsAfterFinished`; None where the run is not finished, or stays forever."""
     if run.spec.ttl_seconds_after_finished is None or run.status.completion_time is None:
         return None
     return run.status.completion_time + timedelta(seconds=run.spec.ttl_seconds_after_finished) - run.now

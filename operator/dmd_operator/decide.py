@@ -1,7 +1,7 @@
-"""The decision, from a run to what is to be done about it. Pure: no cluster, no clock, no memory.
+"""Decides, from a run, what is to be done about it. Pure: no cluster, no clock, no memory.
 
 This file only strings the rules together; each is in a file of its own: `suspension`, `attempts`, `outcomes`,
-`endings`, `deadline`. What it returns may be applied by half or not at all: the next look leads to the same end.
+`endings`, `deadline`. A decision may be applied by half or not at all: the next look leads to the same end.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from dmd_operator.run import Run
 
 
 def decide(run: Run) -> Decision:
-    """What follows from `run`."""
+    """Decides what is to be done about `run`."""
     run = run.update(observed_generation=run.generation)
     if run.status.completion_time is not None:
         if not endings.may_reopen(run):
@@ -27,12 +27,12 @@ def decide(run: Run) -> Decision:
     if run.spec.suspend:
         return suspension.suspended(run)
     run = suspension.resumed(run)
-    # A run whose last Job completed in time is not failed for being looked at late: its end is dealt with first.
+    # A run whose last Job completed in time is not failed for being looked at late: its end is handled first.
     return _within_deadline(run, _stage(run))
 
 
 def unusable(status: RunStatus, message: str, now: datetime, generation: int) -> Decision:
-    """What follows from a manifest that cannot be followed as it is; what already runs is left alone."""
+    """Reports a manifest that cannot be followed; whatever already runs is left alone."""
     before = status.condition("Healthy")
     known = before is not None and before.message == message
     status = status.model_copy(update={"observed_generation": generation})
@@ -41,7 +41,7 @@ def unusable(status: RunStatus, message: str, now: datetime, generation: int) ->
 
 
 def _stage(run: Run) -> Decision:
-    """The present stage: its attempt ended, goes on, or is to begin."""
+    """Decides about the present stage: its attempt has ended, is running, or is to begin."""
     if run.status.attempt <= run.status.ended_attempt:
         return attempts.begin(run)
     job = run.present_job
@@ -53,7 +53,7 @@ def _stage(run: Run) -> Decision:
 
 
 def _ended(run: Run, job: ObservedJob | None, outcome: Outcome) -> Decision:
-    """Deals with the end of the present attempt, once; the next stage begins in the same look."""
+    """Handles the end of the present attempt, once; the next stage begins in the same look."""
     if not outcome.completes(run.status.stage):
         return endings.attempt_failed(run, job, outcome)
     done = endings.stage_done(run, outcome)

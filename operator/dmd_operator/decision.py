@@ -1,4 +1,4 @@
-"""The decision: what is to be done about a run."""
+"""A decision: the status to write, and what to create, delete and report."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,9 +18,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to be done, in this order: write the status, delete, create, report.
+    """The actions that follow from a run, in this order: write the status, delete, create, report.
 
-    The status comes first. Whatever it says has ended is dealt with once, even where the operator is killed before it
+    The status comes first. Whatever it says has ended is handled once, even where the operator is killed before it
     deletes the rest, since what is left over is deleted by the next look. An attempt's number is never used twice,
     even where the operator is killed before it creates the Job. And an operator that has lost its lead, whose write
     conflicts, does nothing.

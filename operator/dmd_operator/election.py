@@ -1,4 +1,4 @@
-"""One leader among the replicas, by a Lease."""
+"""The election of one leader among the replicas, by a Lease."""
 
 import asyncio
 import logging
@@ -62,7 +62,7 @@ async def lead(
         waited: set[asyncio.Future[Any]] = {election, stopping, working}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
-            # The election goes on beside the work: it renews the Lease.
+            # The election continues during the work: it renews the Lease.
             await asyncio.wait({election, working.result()}, return_when=asyncio.FIRST_COMPLETED)
             if not working.result().done():
                 working.result().cancel()

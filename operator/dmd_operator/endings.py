@@ -1,4 +1,4 @@
-"""How an attempt, a stage and a run end: what the status says afterwards, what is deleted and what is reported."""
+"""The ends of an attempt, a stage and a run: their status, what is deleted and what is reported."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -112,14 +112,14 @@ def may_reopen(run: Run) -> bool:
 
 
 def reopened(run: Run) -> Run:
-    """The run as it goes on after its end."""
+    """Returns the run to its work after its end."""
     run = run.update(completion_time=None, retries=0, next_attempt_time=None)
     return run.mark("Failed", "False", "MaxRestartsRaised")
 
 
 def _restarts_exhausted(run: Run, outcome: Outcome) -> Decision:
     counted = f"{run.status.failures} attempts failed, maxRestarts is {run.spec.max_restarts}"
-    remedy = "mend the cause and raise maxRestarts to go on"
+    remedy = "fix the cause and raise maxRestarts to continue"
     return run_failed(run, RESTARTS_EXHAUSTED, f"{counted}; the last: {outcome.message}; {remedy}")
 
 
@@ -154,7 +154,7 @@ def at_work(jobs: tuple[ObservedJob, ...]) -> tuple[str, ...]:
 
 
 def _resumes(status: RunStatus) -> str:
-    """Where a next attempt at distilling begins, as far as is known."""
+    """Says where the next attempt at distilling begins, as far as is known."""
     if status.stage is not Stage.DISTILL or not status.step:
         return ""
     if status.checkpoint_step is None:

@@ -1,4 +1,4 @@
-"""What kopf calls: every event of a resource or of its children wakes that resource's queue, and nothing else.
+"""The handlers that kopf calls: each event of a resource or its children wakes its queue.
 
 The handlers are coroutines because kopf runs plain functions in threads, and neither the cache nor the queue is made
 for those.
@@ -27,7 +27,7 @@ class _NoDiff(kopf.AnnotationsDiffBaseStorage):
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """How kopf watches."""
+    """Sets how kopf watches."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # our events are the reconciler's, not kopf's log lines
     settings.persistence.diffbase_storage = _NoDiff()
@@ -43,7 +43,7 @@ def handlers(seen: Seen, queue: Queue) -> kopf.OperatorRegistry:
     """The handlers; none of them sets a finalizer, so that resources can be deleted without the operator.
 
     Args:
-        seen: remembers what they are told.
+        seen: remembers what the events say.
         queue: is woken by it.
     """
     registry = kopf.OperatorRegistry()

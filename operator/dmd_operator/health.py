@@ -1,11 +1,11 @@
-"""Training that runs and goes wrong: what rank 0 warns of becomes the condition Healthy, and an event a warning."""
+"""Training that goes wrong: rank 0's warnings become the condition Healthy, and an event each."""
 
 from dmd_operator.decision import Event
 from dmd_operator.observed import ObservedJob
 from dmd_operator.run import Run
 
 COLLAPSING = "Collapsing"
-"""The reason of a run that is warned of by its own trainer."""
+"""The reason of a run whose own trainer warns of it."""
 
 
 def with_health(run: Run, job: ObservedJob) -> tuple[Run, tuple[Event, ...]]:

@@ -1,4 +1,4 @@
-"""From the API server's Jobs and pods to what a decision sees of them."""
+"""Reads the API server's Jobs and pods into what a decision sees of them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

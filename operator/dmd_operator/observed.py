@@ -1,4 +1,4 @@
-"""What a decision sees of a run's children: Jobs with their pods, reduced to what matters."""
+"""A run's Jobs and pods as a decision sees them: reduced to what matters."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -7,7 +7,7 @@ from dmd_api.runtime import Progress, StageError, StageResult
 from dmd_api.stages import Stage
 
 DELETED = "deleted"
-"""Why a pod is lost that somebody deleted: a person, or the controller of a Job that fails."""
+"""The loss of a pod that somebody deleted: a person, or the controller of a Job that fails."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ObservedPod:
 
     @property
     def error(self) -> StageError | None:
-        """What it said was wrong, where it said anything."""
+        """The error in its termination message, where there is one."""
         return self.result.error if self.result is not None else None
 
     @property

@@ -1,4 +1,4 @@
-"""How an attempt ended: the cause among the ends of its pods, and not its consequences."""
+"""The outcome of an attempt: the cause among the ends of its pods, and not its consequences."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +18,7 @@ class Kind(StrEnum):
     BAD_INPUT = "BadInput"
     DIVERGED = "TrainingDiverged"
     COLLAPSED = "TrainingCollapsed"
-    """What `training.stopOnCollapse` ends: its exit code is that of training that diverged."""
+    """Ended by `training.stopOnCollapse`: its exit code is that of training that diverged."""
     DISRUPTED = "Disrupted"
     """Nobody's fault: the next attempt follows at once, and nothing is counted."""
     FAILED = "AttemptFailed"
@@ -77,7 +77,7 @@ def outcome_of(job: ObservedJob) -> Outcome | None:
 
 
 def result_of(job: ObservedJob) -> dict[str, str | int | float | bool | None]:
-    """What rank 0 of `job` reports; empty where its pod is gone."""
+    """The result that rank 0 of `job` reports; empty where its pod is gone."""
     results = (pod.result for pod in job.pods if pod.index == 0 and pod.result is not None)
     return next((dict(result.result) for result in results), {})
 

@@ -1,4 +1,4 @@
-"""The Kubernetes objects of an attempt: an Indexed Job, and the headless Service its agents meet by."""
+"""An attempt's Indexed Job, and the headless Service by which its agents meet."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from dmd_operator.merge import merge
 PASSED_ON = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 """Labels of the resource that queueing systems read on Jobs."""
 UNREACHABLE_SECONDS = 30
-"""How long a pod stays on a node that does not answer, instead of Kubernetes' five minutes: the others wait for it."""
+"""Seconds that a pod stays on a node that does not answer, not Kubernetes' 300: the others wait for it."""
 WRITABLE = {"tmp": "/tmp", "home": "/home/dmd", "scratch": "/scratch"}  # noqa: S108 - an emptyDir of the pod's own
 """Folders on emptyDirs: the root file system is read-only."""
 
@@ -219,7 +219,7 @@ def _container(attempt: _Attempt, resources: dict[str, Any], claims: list[str]) 
 
 
 def pod_settings(manifest: DMDDistillation, stage: Stage) -> PodSettings:
-    """What the manifest asks of the pods of `stage`; preflight takes no accelerator, only the template."""
+    """The manifest's settings of the pods of `stage`; preflight takes no accelerator, only the template."""
     spec = manifest.spec
     match stage:
         case Stage.PREFLIGHT:

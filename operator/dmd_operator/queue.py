@@ -21,7 +21,7 @@ class Queue:
     Args:
         look: looks at a key once, and says after which time to look again though nothing happens (None: not before
             something does). It gets the time, by `time.monotonic`, at which what it looks for happened.
-        on_error: is told of what `look` raised.
+        on_error: gets what `look` raised.
     """
 
     def __init__(

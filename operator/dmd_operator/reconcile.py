@@ -1,4 +1,4 @@
-"""One look at one run: observe, decide, apply."""
+"""One look at one run: observes, decides, applies."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ from dmd_operator.settings import OperatorSettings
 log = logging.getLogger(__name__)
 
 READ_ALL_EVERY = timedelta(minutes=3)
-"""Watches may lose an event, a deletion above all: this often everything is read anew."""
+"""Watches may lose an event, a deletion above all: this often everything is read again."""
 _AT_ONCE = timedelta(milliseconds=100)
 
 
@@ -104,7 +104,7 @@ class Reconciler:
         return _View(resource, jobs, pods)
 
     async def _decide(self, view: _View, now: datetime) -> tuple[Run | None, Decision]:
-        """What is known, None where the manifest cannot be used, and what follows."""
+        """The run, None where the manifest cannot be used, and the decision about it."""
         status = RunStatus.model_validate(view.resource.get("status") or {})
         generation = view.resource["metadata"]["generation"]
         try:
@@ -136,19 +136,19 @@ class Reconciler:
             except RefusedError as error:
                 announced = replace(run, status=decision.status)
                 return await self._apply(key, replace(view, resource=resource), run, refused(announced, str(error)))
-        await asyncio.gather(*(self._tell(key, resource, event) for event in decision.events))
+        await asyncio.gather(*(self._report(key, resource, event) for event in decision.events))
         return decision.again
 
-    async def _tell(self, key: Key, resource: dict[str, Any], event: Event) -> None:
+    async def _report(self, key: Key, resource: dict[str, Any], event: Event) -> None:
         log.info("%s/%s: %s: %s", key.namespace, key.name, event.reason, event.message)
         try:
-            await self._cluster.tell(resource, event)
+            await self._cluster.report(resource, event)
         except ApiException as error:
-            log.warning("%s/%s: no event could be written: %s", key.namespace, key.name, message_of(error))
+            log.warning("%s/%s: the event could not be written: %s", key.namespace, key.name, message_of(error))
 
 
 def _progress_address(run: Run) -> str | None:
-    """Where rank 0 of the present attempt answers."""
+    """The address at which rank 0 of the present attempt answers."""
     pods = run.present_job.pods if run.present_job is not None else ()
     rank_0 = next((pod for pod in pods if pod.index == 0 and pod.phase == "Running" and pod.ip), None)
     if rank_0 is None:

@@ -14,7 +14,7 @@ from dmd_operator.observed import ObservedJob
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator's owner chose.
+    """Choices of the operator's owner.
 
     Attributes:
         stall_timeout: a step that does not move for this long is a stall.

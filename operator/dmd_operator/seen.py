@@ -1,4 +1,4 @@
-"""What was last seen of all runs: a cache that saves requests, and may be behind or lose anything at any time."""
+"""A cache of all runs as last seen: it may be behind, and lose anything at any time."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class SeenRun:
         return True
 
     def owns(self, uid: str | None) -> bool:
-        """Whether this is the resource's uid."""
+        """Returns whether this is the resource's uid."""
         return self.resource is not None and self.resource["metadata"]["uid"] == uid
 
 

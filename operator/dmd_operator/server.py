@@ -1,4 +1,4 @@
-"""What the operator serves: /healthz, /readyz and /metrics."""
+"""Serves /healthz, /readyz and /metrics."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Attempts that hang: pods that all run, and a step that does not move."""
+"""Progress, and attempts that hang: pods that all run, and a step that does not move."""
 
 from datetime import timedelta
 
@@ -66,7 +66,7 @@ def short(value: float | None) -> float | None:
 
 
 def _duration(seconds: float) -> str:
-    """As kubectl writes durations: 45s, 12m, 3h5m, 2d4h."""
+    """Writes a duration as kubectl does: 45s, 12m, 3h5m, 2d4h."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{rest}s"

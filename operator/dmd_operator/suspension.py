@@ -24,7 +24,7 @@ def suspended(run: Run) -> Decision:
     else:
         run = run.update(ended_attempt=run.status.attempt, next_attempt_time=None)
     if not run.status.is_true("Suspended"):
-        events = (*events, Event("Suspended", "set spec.suspend to false to go on"))
+        events = (*events, Event("Suspended", "set spec.suspend to false to resume"))
     run = run.mark("Suspended", "True", "Suspended", "spec.suspend is true").unmark_stalled()
     run = run.mark("Healthy", "Unknown", "Suspended", "nothing runs until it is resumed")
     run = run.update(phase="Suspended", last_progress_time=None)

@@ -1,4 +1,4 @@
-"""Why an attempt's pods do not run yet, and what its owner can do about it."""
+"""The reasons why an attempt's pods do not run yet, each with its remedy."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ REMEDIES |= {"ImagePullBackOff": REMEDIES["ErrImagePull"], "ErrImageNeverPull": 
 
 @dataclass(frozen=True)
 class Wait:
-    """What is waited for.
+    """A reason to wait.
 
     Attributes:
         reason: a word in CamelCase, the scheduler's or the kubelet's own where there is one.
@@ -31,7 +31,7 @@ class Wait:
 
 
 def wait_of(job: ObservedJob, now: datetime) -> Wait | None:
-    """What `job` waits for; None where its pods run or are about to."""
+    """The reason why `job` waits; None where its pods run or are about to."""
     if job.suspended:
         return Wait("Queued", f"{job.name} is suspended until its queue admits it")
     made = len({pod.index for pod in job.pods})

@@ -166,7 +166,7 @@ def test_conditions_are_said_when_they_change_and_never_twice() -> None:
         (condition("Healthy", "True", "Running", "distill: attempt 1 runs"), []),
         (condition("Stalled", "True", "NoProgress", "its step has not moved"), ["stalled: its step has not moved"]),
         (condition("Stalled", "False", "Progressing"), ["not stalled any more"]),
-        (condition("Suspended", "True", "Suspended"), ["suspended; set spec.suspend to false to go on"]),
+        (condition("Suspended", "True", "Suspended"), ["suspended; set spec.suspend to false to resume"]),
         (condition("Suspended", "False", "Resumed"), ["resumed"]),
     ]
     for change, lines in steps:

@@ -108,7 +108,7 @@ def test_a_run_from_its_first_moment_to_its_registration(resource: Resource, wat
     resource.write(("Healthy", "True", "Running", "distill: attempt 2 runs"), attempt=2)
     watch.wait_for("distill: attempt 2 runs")
     resource.write(("Suspended", "True", "Suspended", "spec.suspend is true"), phase="Suspended")
-    watch.wait_for("suspended; set spec.suspend to false to go on")
+    watch.wait_for("suspended; set spec.suspend to false to resume")
     resource.write(("Suspended", "False", "Resumed", ""), phase="Distilling")
     watch.wait_for("resumed")
     resource.write(
