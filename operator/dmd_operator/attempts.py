@@ -79,7 +79,9 @@ def _waiting(run: Run, job: ObservedJob, wait: waits.Wait) -> Run:
 def _running(run: Run, job: ObservedJob) -> Run:
     since = run.status.last_progress_time or run.now
     if not stalls.was_seen(run.status) and run.now - since >= run.settings.stall_timeout:
-        message = f"{job.stage}: attempt {job.attempt} runs, but its progress is not seen, nor would a stall be"
+        message = (
+            f"{job.stage}: attempt {job.attempt} runs, but its progress cannot be seen, and a stall would go unnoticed"
+        )
         remedy = "does a network policy keep the operator from its pods?"
         run = run.mark("Healthy", "Unknown", "ProgressUnknown", f"{message}; {remedy}")
     elif run.status.warnings:

@@ -66,7 +66,7 @@ async def lead(
             await asyncio.wait({election, working.result()}, return_when=asyncio.FIRST_COMPLETED)
             if not working.result().done():
                 working.result().cancel()
-                raise LeadLostError(f"{lock.identity} could not renew the Lease {lock.name} in time and leads no more")
+                raise LeadLostError(f"{lock.identity} did not renew the Lease {lock.name} in time and no longer leads")
             working.result().result()  # its error is ours
         elif election.done():
             election.result()

@@ -158,6 +158,6 @@ def _resumes(status: RunStatus) -> str:
     if status.stage is not Stage.DISTILL or not status.step:
         return ""
     if status.checkpoint_step is None:
-        return f"; it had come to step {status.step}"
+        return f"; it had reached step {status.step}"
     of = f" of {status.total}" if status.total else ""
     return f"; going on from step {status.checkpoint_step}{of}"

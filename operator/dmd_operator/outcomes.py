@@ -94,6 +94,6 @@ def _say(pod: ObservedPod) -> str:
     if pod.error is not None:
         return f"worker {pod.index}: {pod.error.message}"
     code = pod.exit_code
-    known = {137: "killed, as when out of memory", 139: "segmentation fault"}
+    known = {137: "killed, probably out of memory", 139: "segmentation fault"}
     why = pod.reason or known.get(code or 0)
     return f"worker {pod.index} ended with exit code {code}{f' ({why})' if why else ''} and left no message"

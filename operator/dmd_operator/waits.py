@@ -36,9 +36,9 @@ def wait_of(job: ObservedJob, now: datetime) -> Wait | None:
         return Wait("Queued", f"{job.name} is suspended until its queue admits it")
     made = len({pod.index for pod in job.pods})
     if made < max(job.completions, 1) and now - job.created >= WITHOUT_PODS:
-        why = "a quota, a service account that is not there, or the namespace's Pod Security level"
+        why = "a quota, a service account that does not exist, or the namespace's Pod Security level"
         count = f"{made} of {job.completions} pods" if made else "no pods"
-        return Wait("NoPods", f"{job.name} has made {count}: {why}; `kubectl describe job {job.name}` says which")
+        return Wait("NoPods", f"{job.name} has created {count}: {why}; `kubectl describe job {job.name}` says which")
     for pod in job.pods:
         if pod.waiting:
             reason = pod.waiting.partition(":")[0]

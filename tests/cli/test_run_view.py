@@ -184,7 +184,7 @@ def test_why_an_attempt_ended_is_said_by_its_event_or_else_by_the_condition(hear
     seen.see(resource(condition("Healthy", "False", "Disrupted", "worker 1 lost"), stage="distill", attempt=1))
     seen.hear({"type": "Normal", "note": "distill: attempt 1"})
     if hears:
-        seen.hear({"type": "Warning", "note": "distill: attempt 1 ended: worker 1 lost; it had come to step 4"})
+        seen.hear({"type": "Warning", "note": "distill: attempt 1 ended: worker 1 lost; it had reached step 4"})
     assert len(display.said()) == lines
 
 
