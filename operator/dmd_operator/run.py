@@ -63,6 +63,7 @@ class Run:
 
     def update(self, **fields: Any) -> Self:
         """The run with these fields of its status changed."""
+        assert fields.keys() <= RunStatus.model_fields.keys()
         return replace(self, status=self.status.model_copy(update=fields))
 
     def mark(self, kind: str, value: ConditionStatus, reason: str, message: str = "") -> Self:
