@@ -1,8 +1,8 @@
 """The CustomResourceDefinition, derived from the pydantic models.
 
 Pydantic's own JSON schema is not structural: references are resolved here, `null` alternatives become optional fields,
-and unknown fields are left to the API server, which prunes or refuses them. Every list, map and string is bounded, so
-that the cost of the rules is.
+and unknown fields are left to the API server, which prunes or refuses them. Every list, map and string is bounded,
+which bounds the cost of the rules.
 """
 
 from typing import Any

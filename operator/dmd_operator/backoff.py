@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 FIRST_BACK_OFF = timedelta(seconds=10)
 LONGEST_BACK_OFF = timedelta(minutes=5)
 LONGEST_PREFLIGHT_BACK_OFF = timedelta(minutes=1)
-"""A person who has just mended what preflight complained of is waiting for it."""
+"""A person who has just fixed what preflight complained of is waiting for it."""
 SHORTEST_ATTEMPT = timedelta(seconds=10)
-"""Attempts begin no closer together than this, so that something that takes every pod away at once makes no storm."""
+"""Attempts begin no closer together than this, so that losing every pod at once causes no storm."""
 
 
 def back_off(retries: int, longest: timedelta = LONGEST_BACK_OFF) -> timedelta:
@@ -15,7 +15,7 @@ def back_off(retries: int, longest: timedelta = LONGEST_BACK_OFF) -> timedelta:
 
     Args:
         retries: failures in a row, from 0: then there is no wait.
-        longest: where doubling ends.
+        longest: the longest wait.
     """
     if retries == 0:
         return timedelta()

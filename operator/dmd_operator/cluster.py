@@ -28,7 +28,7 @@ _EVENT_BYTES = 1024
 
 
 class RefusedError(Exception):
-    """The API server understood and refused: trying the same again at once is of no use."""
+    """The API server understood and refused: trying again at once would not help."""
 
 
 class Cluster:
@@ -80,7 +80,7 @@ class Cluster:
         )
 
     async def create(self, child: Mapping[str, Any]) -> None:
-        """Creates a Job or a Service; one that is there already and has the same owner will do.
+        """Creates a Job or a Service; one that exists already and has the same owner is kept.
 
         Raises:
             RefusedError: the API server will not have it, and says why.
@@ -107,8 +107,8 @@ class Cluster:
         """Deletes an attempt's Job and Service; the Job stays until its pods are gone, so that they are seen.
 
         Args:
-            namespace: where.
-            name: of both.
+            namespace: the namespace of both.
+            name: the name of both.
             owner: the uid of the resource that they belong to; others' objects are left alone.
         """
         for plural, policy in (("jobs", "Foreground"), ("services", "Background")):
@@ -155,7 +155,7 @@ class Cluster:
         """The progress that rank 0 serves at `host:port`; None without a valid answer in time."""
         timeout = aiohttp.ClientTimeout(total=self._progress_timeout)
         try:
-            # A pod runs what its owner wants it to: it can neither fill the operator's memory nor send it elsewhere.
+            # A pod runs whatever its owner wants: it can neither fill the operator's memory nor send it elsewhere.
             async with self._http.get(f"http://{address}/progress", timeout=timeout, allow_redirects=False) as answer:
                 if answer.status != HTTPStatus.OK or not 0 < (answer.content_length or 0) <= _PROGRESS_BYTES:
                     return None

@@ -112,7 +112,7 @@ def may_reopen(run: Run) -> bool:
 
 
 def reopened(run: Run) -> Run:
-    """Returns the run to its work after its end."""
+    """Reopens a run that may go on."""
     run = run.update(completion_time=None, retries=0, next_attempt_time=None)
     return run.mark("Failed", "False", "MaxRestartsRaised")
 

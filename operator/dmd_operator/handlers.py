@@ -19,10 +19,10 @@ WATCH_SECONDS = 10 * 60
 
 
 class _NoDiff(kopf.AnnotationsDiffBaseStorage):
-    """No handler asks what changed in an object: kopf need not copy each one at each event to find out."""
+    """No handler asks what changed in an object: so kopf need not copy each one at each event."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
-        """Nothing."""
+        """Returns nothing."""
         return kopf.BodyEssence({})
 
 

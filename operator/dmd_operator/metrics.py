@@ -26,7 +26,7 @@ class Distillations(Collector):
     """The number of distillations in each phase, counted when asked.
 
     Args:
-        seen: where they are.
+        seen: the cache of all runs.
     """
 
     def __init__(self, seen: Seen) -> None:

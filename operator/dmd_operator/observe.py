@@ -21,7 +21,7 @@ _DISRUPTIONS = {
     "TerminationByKubelet": "ended by its kubelet, as when a node shuts down or runs short",
 }
 _STARTING = {"ContainerCreating", "PodInitializing"}
-"""Reasons for waiting that are nobody's concern."""
+"""Reasons for waiting that need no report."""
 
 
 def observe_job(job: Mapping[str, Any]) -> ObservedJob:
@@ -43,7 +43,7 @@ def observe_job(job: Mapping[str, Any]) -> ObservedJob:
 
 
 def observe_pod(pod: Mapping[str, Any]) -> ObservedPod:
-    """A pod of an attempt; whether its grace is over depends on when it is looked at (`ObservedPod.at`)."""
+    """A pod of an attempt; `ObservedPod.at` says whether its grace period is over."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     container: Mapping[str, Any] = next(
         (c for c in status.get("containerStatuses") or [] if c["name"] == CONTAINER), {}

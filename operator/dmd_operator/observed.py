@@ -41,7 +41,7 @@ class ObservedPod:
     name: str = ""
 
     def at(self, now: datetime) -> "ObservedPod":
-        """The pod as it is now, though nothing was heard of it since."""
+        """The pod as it is now, without news of it."""
         return replace(self, past_grace=self.gone_at is not None and now >= self.gone_at)
 
     @property
@@ -51,7 +51,7 @@ class ObservedPod:
 
     @property
     def over(self) -> bool:
-        """It holds no resources any more that a next attempt would need, and writes nothing."""
+        """It holds no resources that the next attempt would need, and writes nothing."""
         return self.phase in {"Succeeded", "Failed"} or self.past_grace
 
 

@@ -44,7 +44,7 @@ class Outcome:
 
 
 def outcome_of(job: ObservedJob) -> Outcome | None:
-    """The end of `job`; None while it goes on.
+    """The outcome of `job`; None while it runs.
 
     Where no pod names a cause, something outside ended the attempt, and nothing is counted.
 

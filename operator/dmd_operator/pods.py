@@ -246,7 +246,7 @@ def _without_resources(template: dict[str, Any]) -> dict[str, Any]:
 
 
 def _claims(manifest: DMDDistillation) -> Iterator[str]:
-    """The claims that any `pvc://` of the manifest names, however deep it stands."""
+    """The claims that any `pvc://` of the manifest names, at any depth."""
 
     def walk(value: Any) -> Iterator[str]:
         if isinstance(value, dict):

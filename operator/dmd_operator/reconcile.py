@@ -48,7 +48,7 @@ class Reconciler:
     """Looks at runs.
 
     Args:
-        cluster: where they are.
+        cluster: the cluster of the runs.
         seen: what the watches saw.
         settings: the operator's.
     """
@@ -57,14 +57,14 @@ class Reconciler:
         self._cluster, self._seen, self._settings = cluster, seen, settings
 
     async def look(self, key: Key, since: float) -> timedelta | None:
-        """Does what is to be done about `key` now; when to look again.
+        """Does what is to be done about `key` now, and returns when to look again.
 
         What was seen decides whether there is anything to do. Before it is done, the decision is made once more from
         what the API server itself says: so no cache that lags behind ever starts or ends an attempt.
 
         Args:
             key: the resource.
-            since: when what is looked at happened, by `time.monotonic`.
+            since: the time of the event that is looked at, by `time.monotonic`.
 
         Raises:
             Gone: there is no such resource.

@@ -33,7 +33,7 @@ class SeenRun:
     read_at: datetime | None = None
 
     def saw(self, resource: Mapping[str, Any]) -> bool:
-        """Remembers the resource, unless it is known as it is, or newer; whether it was remembered.
+        """Remembers the resource, unless it is known as it is, or newer; returns whether it was remembered.
 
         So the operator's own writes, which it knows, do not wake it.
         """
@@ -61,11 +61,11 @@ class Seen:
         return self._runs.setdefault(key, SeenRun())
 
     def forget(self, key: Key) -> None:
-        """The resource is gone."""
+        """Forgets a resource that is gone."""
         self._runs.pop(key, None)
 
     def resources(self) -> Iterator[dict[str, Any]]:
-        """Every resource that is there."""
+        """Every known resource."""
         return (run.resource for run in list(self._runs.values()) if run.resource is not None)
 
 
