@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from benchmarks.digits import digits_distillation
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.storage import FileStorage

@@ -21,7 +21,7 @@ from tests.operator import live
 from tests.operator.process import Operator, operator
 from tests.operator.simulated import Pods, simulated_pods, succeed
 
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 
 DISTILLATIONS = int(os.environ.get("DISTILLATIONS", "200"))
 ALONE = int(os.environ.get("ALONE", "20"))

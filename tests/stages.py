@@ -14,7 +14,8 @@ from typing import Any
 from dmd_api import runtime
 from dmd_api.apps import stage_app
 from dmd_api.loading import parse_manifest
-from dmd_api.runtime import Progress, Stage, StageResult
+from dmd_api.runtime import Progress, StageResult
+from dmd_api.stages import Stage
 from dmdctl.local.local_runner import free_port, read_progress
 
 RUN_KEY = "run"

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from dmd_api.runtime import Progress, Stage
+from dmd_api.runtime import Progress
+from dmd_api.stages import Stage
 
 LINE_SECONDS = 15.0
 LABELS = {

@@ -10,7 +10,7 @@ import typer
 from dmd_api import __version__
 from dmd_api.errors import BadInputError, DMDError
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 
 app = typer.Typer(
     help="Turn a diffusion model into a one-step generator with Distribution Matching Distillation.",

@@ -1,3 +1,3 @@
-"""The API of dmd-operator: the `DMDDistillation` manifest and what the trainer, the operator and the CLI agree on."""
+"""The API: the `DMDDistillation`, and what trainer, operator and CLI agree on."""
 
 __version__ = "0.1.0"

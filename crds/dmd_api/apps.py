@@ -1,4 +1,4 @@
-"""A stage as a torchx `AppDef`: its command, environment and ports.
+"""An attempt at a stage as a torchx `AppDef`: its command, environment and ports.
 
 torchx's local scheduler runs it as it is; an operator takes the same command, environment and ports into a pod of its
 own.
@@ -10,7 +10,7 @@ from torchx.specs import AppDef, Role, macros
 
 from dmd_api import runtime
 from dmd_api.manifest import DMDDistillation
-from dmd_api.runtime import Stage
+from dmd_api.stages import Size, Stage
 
 RENDEZVOUS_PORT = 29500
 PROGRESS_PORT = 9400
@@ -25,26 +25,23 @@ def stage_app(
     rendezvous: str,
     progress_address: str,
     python: str = "python",
-    nodes: int | None = None,
-    processes_per_node: int | None = None,
+    size: Size | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> AppDef:
     """One attempt at a stage.
 
     Args:
-        manifest: its defaults resolved.
-        stage: which.
-        run_key: what keys the run in storage.
-        attempt: from 1.
+        manifest: with its defaults resolved.
+        stage: the stage.
+        run_key: the run's key in storage.
+        attempt: the attempt's number, from 1.
         rendezvous: `host:port` where the agents meet.
         progress_address: `host:port` on which rank 0 serves its progress.
         python: the interpreter.
-        nodes: how many agents. Default: the manifest's workers, and one for preflight.
-        processes_per_node: how many ranks each of them starts. Default: the manifest's.
+        size: the agents and their processes. Default: as on one machine.
         environment: further variables.
     """
-    workers = manifest.spec.workers
-    nodes = nodes or (1 if stage == Stage.PREFLIGHT else workers.nodes)
+    size = size or stage.local_size(manifest.spec)
     role = Role(
         name=str(stage),
         image="",
@@ -54,14 +51,14 @@ def stage_app(
             runtime.MANIFEST: manifest.model_dump_json(by_alias=True, exclude_none=True),
             runtime.RUN_KEY: run_key,
             runtime.ATTEMPT: str(attempt),
-            runtime.NODES: str(nodes),
+            runtime.NODES: str(size.nodes),
             runtime.NODE_RANK: macros.replica_id,
-            runtime.PROCESSES_PER_NODE: str(processes_per_node or workers.processes_per_node),
+            runtime.PROCESSES_PER_NODE: str(size.processes_per_node),
             runtime.RENDEZVOUS: rendezvous,
             runtime.PROGRESS_ADDRESS: progress_address,
             **(environment or {}),
         },
-        num_replicas=nodes,
+        num_replicas=size.nodes,
         port_map={"rendezvous": RENDEZVOUS_PORT, "progress": PROGRESS_PORT},
     )
     return AppDef(name=f"{manifest.metadata.name}-{stage}-{attempt}", roles=[role])

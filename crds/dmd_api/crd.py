@@ -1,14 +1,15 @@
 """The CustomResourceDefinition, derived from the pydantic models.
 
 Pydantic's own JSON schema is not structural: references are resolved here, `null` alternatives become optional fields,
-and unknown fields are left to the API server, which prunes or refuses them. Every list, map and string is bounded, so
-that the cost of the rules is.
+and unknown fields are left to the API server, which prunes or refuses them. Every list, map and string is bounded,
+which bounds the cost of the rules.
 """
 
 from typing import Any
 
-from dmd_api.manifest import KIND, DMDDistillation, Spec
-from dmd_api.rules import LONGEST_SUFFIX, NAME_RULE, RULES
+from dmd_api.manifest import KIND, DMDDistillation
+from dmd_api.rules import NAME_RULE, RULES
+from dmd_api.spec import Spec
 
 GROUP, VERSION, PLURAL = "dmd-operator.io", "v1alpha1", "dmddistillations"
 LONGEST_STRING = 4096
@@ -113,7 +114,7 @@ def _root() -> dict[str, Any]:
         },
         "x-kubernetes-validations": [
             {
-                "rule": f"size(self.metadata.name) <= {63 - LONGEST_SUFFIX}",
+                "rule": NAME_RULE.cel,
                 "message": f"{NAME_RULE.path}: {NAME_RULE.message}",
             }
         ],
@@ -121,7 +122,7 @@ def _root() -> dict[str, Any]:
 
 
 def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """One node of pydantic's schema as a structural one."""
+    """Returns one node of pydantic's schema as a structural one."""
     if "$ref" in node:
         target = definitions[node["$ref"].rpartition("/")[2]]
         node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
@@ -175,7 +176,7 @@ def _properties(raw: dict[str, Any], required: list[str], definitions: dict[str,
 
 
 def _status() -> dict[str, Any]:
-    """What the operator writes; its fields are observations and never wishes."""
+    """The schema of what the operator writes: observations, and never wishes."""
     text = {"type": "string", "maxLength": LONGEST_STRING}
     whole = {"type": "integer", "format": "int64"}
     number = {"type": "number"}
@@ -194,15 +195,15 @@ def _status() -> dict[str, Any]:
     }
     return {
         "type": "object",
-        "description": "What was observed of the run.",
+        "description": "The observed state of the run.",
         "properties": {
             "observedGeneration": whole,
             "phase": {**text, "description": "The stage that the run is in, or how it ended."},
-            "activity": {**text, "description": "What rank 0 is doing, in a word or two."},
-            "step": {**whole, "description": "How far the stage has come."},
-            "total": {**whole, "description": "Where it ends."},
-            "unit": {**text, "description": "What step and total count."},
-            "checkpointStep": {**whole, "description": "The generator update that a next attempt goes on from."},
+            "activity": {**text, "description": "Rank 0's activity, in a word or two."},
+            "step": {**whole, "description": "The stage's progress, counted in unit."},
+            "total": {**whole, "description": "The step at which the stage ends."},
+            "unit": {**text, "description": "The unit of step and total."},
+            "checkpointStep": {**whole, "description": "The generator update that the next attempt resumes from."},
             "progress": {**text, "description": "The stage's progress in per cent."},
             "eta": {**text, "description": "Estimated time to the stage's end."},
             "losses": {"type": "object", "maxProperties": 16, "additionalProperties": number},
@@ -210,7 +211,7 @@ def _status() -> dict[str, Any]:
                 "type": "array",
                 "maxItems": 16,
                 "items": {**text, "maxLength": 1024},
-                "description": "What is wrong with the training now: symptom, likely cause, field to change.",
+                "description": "Problems of the training now: symptom, likely cause, field to change.",
             },
             "imagesPerSecond": number,
             "fid": {**number, "description": "The latest Frechet distance of the generator's EMA."},
@@ -218,14 +219,14 @@ def _status() -> dict[str, Any]:
             "bestStep": {**whole, "description": "The generator update at which it was measured."},
             "stage": {**text, "description": "The first stage that is not done."},
             "attempt": {**whole, "description": "The number of the newest attempt at the stage."},
-            "endedAttempt": {**whole, "description": "The newest attempt whose end was dealt with."},
-            "nextAttemptTime": {**time, "description": "Before this no further attempt is made."},
-            "retries": {**whole, "description": "Failed attempts in a row, which the back-off grows with."},
+            "endedAttempt": {**whole, "description": "The newest attempt whose end was handled."},
+            "nextAttemptTime": {**time, "description": "The earliest time of the next attempt."},
+            "retries": {**whole, "description": "Failed attempts in a row; the back-off grows with them."},
             "failures": {**whole, "description": "Failed attempts that count against maxRestarts."},
-            "lastProgressTime": {**time, "description": "When the step last moved."},
+            "lastProgressTime": {**time, "description": "The time at which the step last moved."},
             "startTime": time,
-            "activeSince": {**time, "description": "Since when the run is not suspended."},
-            "activeSeconds": {**number, "description": "How long it was active before that."},
+            "activeSince": {**time, "description": "The time since which the run is not suspended."},
+            "activeSeconds": {**number, "description": "Seconds that it was active before that."},
             "completionTime": time,
             "mlflowRun": text,
             "mlflowRunUrl": {**text, "description": "The run's page in MLflow."},

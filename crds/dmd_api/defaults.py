@@ -1,8 +1,9 @@
-"""Defaults for what a cluster, or a laptop, has one answer for: storage, tracking and images."""
+"""Defaults of a cluster or a laptop for all of its runs: storage, tracking and images."""
 
 from pydantic import Field
 
-from dmd_api.manifest import DMDDistillation, Images, Model, SecretReference, Storage
+from dmd_api.manifest import DMDDistillation
+from dmd_api.spec import Images, Model, SecretReference, Storage
 
 
 class TrackingDefaults(Model):
@@ -15,11 +16,11 @@ class TrackingDefaults(Model):
 
 
 class Defaults(Model):
-    """What fills in for fields that a manifest leaves out."""
+    """Values for fields that a manifest leaves out."""
 
-    storage: Storage | None = Field(None, description="Where runs go.")
-    tracking: TrackingDefaults = Field(default_factory=TrackingDefaults, description="Where metrics are logged.")
-    images: Images = Field(default_factory=Images, description="What runs.")
+    storage: Storage | None = Field(None, description="Storage of the runs.")
+    tracking: TrackingDefaults = Field(default_factory=TrackingDefaults, description="Tracking of the runs.")
+    images: Images = Field(default_factory=Images, description="Images of the runs' containers.")
 
 
 def resolve_defaults(manifest: DMDDistillation, defaults: Defaults) -> DMDDistillation:

@@ -1,4 +1,4 @@
-"""Errors whose text is for the user: what was wrong, where, what to do."""
+"""Errors with a text for the user: what was wrong, where, what to do."""
 
 from dmd_api.exit_codes import ExitCode
 
@@ -46,7 +46,7 @@ class InfrastructureError(DMDError):
 
 
 class InterruptedRunError(DMDError):
-    """The run was told to stop (SIGTERM, SIGINT) and has kept a checkpoint of where it was."""
+    """The run was interrupted (SIGTERM, SIGINT) and saved a checkpoint first."""
 
     reason = "Interrupted"
     exit_code = ExitCode.INTERRUPTED

@@ -1,7 +1,7 @@
-"""What a process of a distillation says with its exit code.
+"""Exit codes: the meaning that the trainer, the operator and `dmdctl` share.
 
-The trainer's launcher, the operator and `dmdctl` share this table: a stage's pod or process ends with one of these
-codes, and who started it decides by the code alone whether to go on, to try again or to give up.
+A stage's pod or process ends with one of these codes, and whoever started it decides by the code alone whether to
+continue, to try again or to give up.
 """
 
 from enum import IntEnum
@@ -22,4 +22,8 @@ class ExitCode(IntEnum):
     INFRASTRUCTURE = 6
     """Storage, network or a peer failed for longer than the retries last: tried again, counted as a failure."""
     INTERRUPTED = 130
-    """Ended by SIGTERM or SIGINT after a checkpoint: the next attempt goes on from there, nothing is counted."""
+    """Ended by SIGTERM or SIGINT after a checkpoint: the next attempt resumes from it, and nothing is counted."""
+
+
+RETRYABLE = frozenset({ExitCode.UNEXPECTED, ExitCode.INFRASTRUCTURE})
+"""Failures that may pass: the stage is tried again, up to `maxRestarts` times."""

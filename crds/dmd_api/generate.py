@@ -1,4 +1,4 @@
-"""Writes what is generated: from the models the CRD and the manifest's reference, from the chart's values their table.
+"""Writes the generated files: the CRD, the manifest's reference, the chart's table of values.
 
 python -m dmd_api.generate            writes
 python -m dmd_api.generate --check    says whether they are current, exit code 1 if not
@@ -116,7 +116,7 @@ def _crd_template() -> str:
 
 
 def _chart_readme() -> str:
-    """The chart's README.md with its table of values written anew."""
+    """The chart's README.md with its table of values regenerated."""
     begin, end = "<!-- values, generated from values.yaml by `make generate` -->\n", "<!-- end of values -->\n"
     before, _, rest = (CHART / "README.md").read_text().partition(begin)
     return before + begin + _values_table() + end + rest.partition(end)[2]

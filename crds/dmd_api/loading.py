@@ -1,4 +1,4 @@
-"""Reading a manifest from a file, with errors for people: one line a problem, the field's path and the remedy."""
+"""Reads a manifest from a file; each problem is one line with the field's path and the remedy."""
 
 import difflib
 import re
@@ -40,7 +40,7 @@ class ManifestError(BadInputError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as Kubernetes reads it: 1e-5 is a number, a key that is there twice is an error."""
+    """YAML as Kubernetes reads it: 1e-5 is a number, a key that appears twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
             key = key_node.value
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                    None, None, f"the key {key!r} appears twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -108,13 +108,13 @@ def parse_yaml(text: str, source: str) -> DMDDistillation:
 
 
 def parse_manifest(content: object, source: str = "the manifest") -> DMDDistillation:
-    """Makes a manifest of parsed YAML or JSON.
+    """Validates parsed YAML or JSON as a manifest.
 
     Raises:
         ManifestError: it breaks the API's rules.
     """
     if not isinstance(content, dict):
-        raise ManifestError([Problem("", f"{source}: is no mapping; write apiVersion, kind, metadata and spec")])
+        raise ManifestError([Problem("", f"{source}: is not a mapping; write apiVersion, kind, metadata and spec")])
     try:
         return DMDDistillation.model_validate(content)
     except ValidationError as error:
@@ -159,7 +159,7 @@ def _unknown_field(location: Sequence[int | str]) -> str:
     known = _field_names(location[:-1])
     close = difflib.get_close_matches(str(location[-1]), known, 1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
-    return f"is no field of the API; {hint}"
+    return f"is not a field of the API; {hint}"
 
 
 def _field_names(location: Sequence[int | str]) -> list[str]:

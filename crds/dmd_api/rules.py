@@ -1,13 +1,11 @@
-"""Rules that concern several fields, each once: as CEL for the API server and as Python for everybody else."""
+"""Rules over several fields, each once: in CEL for the API server, in Python, and one message."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
-if TYPE_CHECKING:
-    from dmd_api.manifest import DMDDistillation, Spec
+from dmd_api.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -24,10 +22,10 @@ class Rule:
     path: str
     message: str
     cel: str
-    holds: "Callable[[Spec], bool]"
+    holds: Callable[[Spec], bool]
 
 
-def _world(spec: "Spec") -> int:
+def _world(spec: Spec) -> int:
     return spec.workers.nodes * spec.workers.processes_per_node
 
 
@@ -170,41 +168,39 @@ RULES: tuple[Rule, ...] = (
 )
 
 LONGEST_SUFFIX = len("-evaluate-999-9999")
-"""What the operator appends to the resource's name for an attempt's pods: its stage, attempt and index."""
+"""The stage, the attempt and the index that the operator appends to the resource's name for an attempt's pods."""
+LONGEST_NAME = 63 - LONGEST_SUFFIX
 NAME_RULE = Rule(
     "metadata.name",
-    f"must have at most {63 - LONGEST_SUFFIX} characters, so that its pods' names are DNS labels; choose a shorter one",
-    f"size(self.metadata.name) <= {63 - LONGEST_SUFFIX}",
+    f"must have at most {LONGEST_NAME} characters, so that its pods' names are DNS labels; choose a shorter one",
+    f"size(self.metadata.name) <= {LONGEST_NAME}",
     lambda s: True,
 )
 """The one rule about the name: the API server keeps it at the root, where `self` is the whole resource."""
 
-MUTABLE = ("suspend", "maxRestarts", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "gates", "tracking")
-"""Fields of `spec` that may change after creation; of `tracking`, only the alias."""
 
-
-def check(manifest: "DMDDistillation") -> None:
+def check(name: str, spec: Spec) -> None:
     """Checks all rules.
+
+    Args:
+        name: the resource's.
+        spec: the resource's.
 
     Raises:
         ValidationError: with one problem for every rule that is broken.
     """
-    broken = [rule for rule in RULES if not rule.holds(manifest.spec)]
-    if len(manifest.metadata.name) > 63 - LONGEST_SUFFIX:
-        broken.append(NAME_RULE)
+    broken = [(f"spec.{rule.path}", rule.message) for rule in RULES if not rule.holds(spec)]
+    if len(name) > LONGEST_NAME:
+        broken.append((NAME_RULE.path, NAME_RULE.message))
     if broken:
         raise ValidationError.from_exception_data(
             "DMDDistillation",
             [
                 InitErrorDetails(
-                    type=PydanticCustomError("rule", "{message}", {"message": rule.message, "path": _path(rule)}),
-                    loc=tuple(_path(rule).split(".")),
+                    type=PydanticCustomError("rule", "{message}", {"message": message, "path": path}),
+                    loc=tuple(path.split(".")),
                     input=None,
                 )
-                for rule in broken
+                for path, message in broken
             ],
         )
-
-
-def _path(rule: Rule) -> str:
-    return rule.path if rule is NAME_RULE else f"spec.{rule.path}"

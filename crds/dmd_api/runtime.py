@@ -1,26 +1,27 @@
-"""The contract between whoever starts a stage (torchx's local scheduler, a pod) and the trainer that runs it.
+"""The contract between whoever starts a stage (a pod, torchx on a laptop) and the trainer.
 
-A stage is one command, `python -m dmd_trainer STAGE`, told everything else by the environment variables below.
+A stage is one command, `python -m dmd_trainer STAGE`; the environment variables below say everything else.
 """
 
 import os
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dmd_api.stages import Stage
+
 MANIFEST = "DMD_MANIFEST"
 """The whole manifest as JSON, with every default resolved."""
 RUN_KEY = "DMD_RUN_KEY"
-"""What keys the run in storage below `storage.uri`: `NAME-HASH` locally, `NAME-UID` in a cluster."""
+"""The run's key in storage below `storage.uri`: `NAME-HASH` locally, `NAME-UID` in a cluster."""
 ATTEMPT = "DMD_ATTEMPT"
 """The number of this attempt at the stage, from 1; a checkpoint's path carries it."""
 NODES = "DMD_NODES"
-"""How many torchrun agents the stage has."""
+"""The number of torchrun agents of the stage."""
 NODE_RANK = "DMD_NODE_RANK"
-"""Which of them this process is, from 0; in an Indexed Job `JOB_COMPLETION_INDEX` says it."""
+"""The number of this agent, from 0; in an Indexed Job `JOB_COMPLETION_INDEX` says it."""
 PROCESSES_PER_NODE = "DMD_PROCESSES_PER_NODE"
-"""How many ranks each agent starts."""
+"""The number of ranks that each agent starts."""
 RENDEZVOUS = "DMD_RENDEZVOUS"
 """`host:port` of agent 0, where the agents of a stage meet."""
 PROGRESS_ADDRESS = "DMD_PROGRESS_ADDRESS"
@@ -31,56 +32,47 @@ TERMINATION_LOG = "DMD_TERMINATION_LOG"
 """The file that receives the stage's result or error as JSON, at most 4 KiB. Default: /dev/termination-log."""
 
 RENDEZVOUS_TIMEOUT = "DMD_RENDEZVOUS_TIMEOUT"
-"""Seconds that agents wait for each other: the others may ask while index 0 still pulls its image. Default: 900."""
+"""Seconds that agents wait for each other: the others may come while index 0 still pulls its image. Default: 900."""
 SHUTDOWN_TIMEOUT = "DMD_SHUTDOWN_TIMEOUT"
 """Seconds that workers get between SIGTERM and SIGKILL, enough for a checkpoint. Default: 120."""
 END_WITH_PARENT = "DMD_END_WITH_PARENT"
 """`1`: a stage is sent SIGTERM by the kernel when the process that started it dies (Linux), as `dmdctl run` wants."""
 
 COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
-"""What an Indexed Job tells its pods, and nobody else."""
+"""A pod's number, which Kubernetes sets in the pods of an Indexed Job alone."""
 
 CLAIMS = "/var/run/dmd/claims"
-"""Where a pod mounts the PersistentVolumeClaims that `pvc://CLAIM/PATH` names, each in a folder of its name."""
+"""Holds the PersistentVolumeClaims that `pvc://CLAIM/PATH` names in a pod, each in a folder of its name."""
 PEER_LOST = "PeerLost"
 """The reason of a worker whose peer is gone: a consequence, never the cause of an attempt's end."""
 CUT = " [cut]"
 TERMINATION_MESSAGE_BYTES = 4096
-"""What Kubernetes keeps of a container's termination message."""
+"""The part of a container's termination message that Kubernetes keeps."""
 
 
 def in_a_pod() -> bool:
-    """Whether this process is of a Job's pod."""
+    """True in a pod of a Job."""
     return COMPLETION_INDEX in os.environ
-
-
-class Stage(StrEnum):
-    """The stages of a distillation, in their order."""
-
-    PREFLIGHT = "preflight"
-    PREPARE = "prepare"
-    DISTILL = "distill"
-    EVALUATE = "evaluate"
 
 
 Line = Annotated[str, Field(max_length=256)]
 
 
 class Progress(BaseModel):
-    """What rank 0 of a running stage serves as `/progress`; a newer trainer may say more.
+    """The progress that rank 0 of a running stage serves as `/progress`; a newer trainer may add fields.
 
-    Bounded, since it goes into the resource's status and comes from a pod that runs what its owner wants.
+    Bounded, since it goes into the resource's status and comes from a pod that runs whatever its owner wants.
     """
 
     model_config = ConfigDict(extra="ignore")
 
     stage: Stage
     activity: Line = ""
-    """What is going on, in a word or two: `loading the teacher`, `training`, `evaluating step 500`."""
+    """The present activity, in a word or two: `loading the teacher`, `training`, `evaluating step 500`."""
     step: int = 0
     total: int = 0
     unit: Line = ""
-    """What `step` and `total` count: `generator updates`, `pairs`, `samples`, `checks`."""
+    """The unit of `step` and `total`: `generator updates`, `pairs`, `samples`, `checks`."""
     attempt: int = 1
     eta_seconds: float | None = None
     images_per_second: float | None = None
@@ -89,27 +81,27 @@ class Progress(BaseModel):
     health: dict[str, float] = Field(default_factory=dict, max_length=16)
     """The latest measures of a run's health by name: `fake_score_loss`, `diversity`, `saturation`, ..."""
     warnings: list[Annotated[str, Field(max_length=1024)]] = Field(default_factory=list, max_length=16)
-    """What is wrong with the training now: symptom, likely cause and the field to change; empty for a healthy run."""
+    """Problems of the training now: symptom, likely cause and the field to change; empty for a healthy run."""
     fid: float | None = None
     """The latest Frechet distance of the generator's EMA, where one was measured."""
     best_fid: float | None = None
     best_step: int | None = None
     checkpoint_step: int | None = None
-    """The step that a next attempt goes on from; None before the first checkpoint."""
+    """The step that the next attempt resumes from; None before the first checkpoint."""
     mlflow_run: Line | None = None
     mlflow_run_url: Annotated[str, Field(max_length=2048)] | None = None
     """The run's page, where the tracking server has one."""
     messages: list[str] = Field(default_factory=list)
-    """Lines a person should see (a checkpoint passed over, a tracking server that is away), newest last, at most 20."""
+    """Lines for the user (a checkpoint skipped, a tracking server that is away), newest last, at most 20."""
 
 
 class StageError(BaseModel):
-    """Why a stage ended without success."""
+    """The reason of a stage that ended without success."""
 
     reason: str
     """A word in CamelCase, as in conditions: `BadInput`, `TrainingDiverged`, `Interrupted`, `StorageUnavailable`."""
     message: str
-    """What was wrong, where, and what to do."""
+    """The problem, its place and its remedy."""
     exit_code: int = 1
 
 

@@ -1,4 +1,4 @@
-"""The status of a `DMDDistillation`: what the operator observed, and all that it needs to remember."""
+"""The status of a `DMDDistillation`: what the operator observed, and all that it remembers."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -6,11 +6,29 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
+
+PHASES = {
+    Stage.PREFLIGHT: "Preflight",
+    Stage.PREPARE: "Preparing",
+    Stage.DISTILL: "Distilling",
+    Stage.EVALUATE: "Evaluating",
+}
+"""The phase of a run that is in a stage."""
+STAGE_DONE = {
+    Stage.PREFLIGHT: "PreflightPassed",
+    Stage.PREPARE: "Prepared",
+    Stage.DISTILL: "Distilled",
+    Stage.EVALUATE: "Evaluated",
+}
+"""The condition that latches each stage."""
+
+
+ConditionStatus = Literal["True", "False", "Unknown"]
 
 
 class StatusModel(BaseModel):
-    """camelCase in the resource; what a later version adds is passed over."""
+    """The base of the status: camelCase in the resource; fields of later versions are ignored."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
@@ -19,7 +37,7 @@ class Condition(StatusModel):
     """A condition as in the Kubernetes API conventions."""
 
     type: str
-    status: Literal["True", "False", "Unknown"]
+    status: ConditionStatus
     reason: str
     message: str = ""
     observed_generation: int = 0
@@ -27,7 +45,7 @@ class Condition(StatusModel):
 
 
 class RunStatus(StatusModel):
-    """What is known of a run between two looks at it."""
+    """All that is known of a run between two looks at it."""
 
     observed_generation: int = 0
     phase: str = "Pending"
@@ -36,36 +54,36 @@ class RunStatus(StatusModel):
     attempt: int = 0
     """The number of the newest attempt at `stage` that was created; 0: none."""
     ended_attempt: int = 0
-    """The newest attempt at `stage` whose end was dealt with."""
+    """The newest attempt at `stage` whose end was handled."""
     next_attempt_time: datetime | None = None
-    """Before this no further attempt is made."""
+    """The earliest time of the next attempt."""
     retries: int = 0
-    """Failed attempts at `stage` in a row without progress between them: what the back-off grows with."""
+    """Failed attempts at `stage` in a row without progress between them; the back-off grows with them."""
     failures: int = 0
     """Failed attempts that count against `maxRestarts`, over all stages."""
     activity: str | None = None
     step: int | None = None
     total: int | None = None
     unit: str | None = None
-    """What `step` and `total` count at `stage`."""
+    """The unit of `step` and `total` at `stage`."""
     checkpoint_step: int | None = None
-    """The generator update that a next attempt at distilling goes on from."""
+    """The generator update that the next attempt at distilling resumes from."""
     progress: str | None = None
     eta: str | None = None
     losses: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    """What rank 0 of the present attempt warned of when it last answered."""
+    """The warnings of rank 0 of the present attempt when it last answered."""
     images_per_second: float | None = None
     fid: float | None = None
     best_fid: float | None = None
     best_step: int | None = None
     last_progress_time: datetime | None = None
-    """When the step last moved, or the attempt's pods all ran for the first time."""
+    """The time when the step last moved, or the attempt's pods all ran for the first time."""
     start_time: datetime | None = None
     active_since: datetime | None = None
-    """Since when the run is not suspended; None while it is."""
+    """The time since which the run is not suspended; None while it is."""
     active_seconds: float = 0
-    """How long it was active before `active_since`."""
+    """Seconds that it was active before `active_since`."""
     completion_time: datetime | None = None
     mlflow_run: str | None = None
     mlflow_run_url: str | None = None
@@ -81,6 +99,6 @@ class RunStatus(StatusModel):
         return next((condition for condition in self.conditions if condition.type == kind), None)
 
     def is_true(self, kind: str) -> bool:
-        """Whether the condition of this type is there and True."""
+        """Returns whether the condition of this type is there and True."""
         condition = self.condition(kind)
         return condition is not None and condition.status == "True"

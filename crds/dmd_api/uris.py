@@ -1,10 +1,10 @@
-"""URIs of teachers, data, storage and tracking servers: which schemes there are, and what follows them."""
+"""URIs of teachers, data, storage and tracking servers: their schemes and their parts."""
 
 import difflib
 from dataclasses import dataclass
 
 READABLE_SCHEMES = ("hf", "s3", "models", "pvc", "file", "builtin")
-"""Where teachers, data and networks can come from; `builtin://` names what ships with the trainer."""
+"""The sources of teachers, data and networks; `builtin://` names what ships with the trainer."""
 STORAGE_SCHEMES = ("s3", "pvc", "file")
 TRACKING_SCHEMES = ("http", "https", "sqlite", "file")
 
@@ -18,7 +18,7 @@ class Uri:
 
 
 def parse_uri(text: str, schemes: tuple[str, ...] = READABLE_SCHEMES) -> Uri:
-    """Takes a URI apart.
+    """Splits a URI into its parts.
 
     Args:
         text: e.g. `hf://stabilityai/sdxl`, `models:/digits-onestep@champion`.

@@ -33,7 +33,7 @@ WAIT_FOR_API_SECONDS = 2.0
 
 
 def main() -> None:
-    """Runs until it is told to stop, or has lost the lead."""
+    """Runs until a signal stops it, or until it has lost the lead."""
     try:
         settings = OperatorSettings()
     except ValidationError as error:
@@ -89,7 +89,7 @@ async def run(settings: OperatorSettings) -> None:
 
 
 async def _find_cluster(configuration: Configuration) -> None:
-    """By a pod's service account, or by a kubeconfig."""
+    """Reads a pod's service account, or a kubeconfig."""
     if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
         load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     else:
@@ -97,7 +97,7 @@ async def _find_cluster(configuration: Configuration) -> None:
 
 
 async def _work(cluster: Cluster, seen: Seen, settings: OperatorSettings, stop: asyncio.Event) -> None:
-    """What the leader does until it is told to stop."""
+    """Watches and reconciles, as the leader does, until `stop` is set."""
 
     def failed(key: Key, error: Exception) -> None:
         if isinstance(error, ApiException):
@@ -106,7 +106,7 @@ async def _work(cluster: Cluster, seen: Seen, settings: OperatorSettings, stop: 
             reason, text = type(error).__name__, str(error)
         ERRORS.labels(reason).inc()
         expected = isinstance(error, ApiException | aiohttp.ClientError | TimeoutError | OSError)
-        log.warning("%s/%s: %s: %s; tried again", key.namespace, key.name, reason, text, exc_info=not expected)
+        log.warning("%s/%s: %s: %s; trying again", key.namespace, key.name, reason, text, exc_info=not expected)
 
     queue = Queue(Reconciler(cluster, seen, settings).look, failed)
     try:

@@ -1,29 +1,91 @@
-"""When the next attempt at a stage may begin, and when there is none."""
+"""Begins an attempt at a stage, follows it while it runs, and puts off one that is refused."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-FIRST_BACK_OFF = timedelta(seconds=10)
-LONGEST_BACK_OFF = timedelta(minutes=5)
-LONGEST_PREFLIGHT_BACK_OFF = timedelta(minutes=1)
-"""A person who has just mended what preflight complained of is waiting for it."""
-SHORTEST_ATTEMPT = timedelta(seconds=10)
-"""Attempts begin no closer together than this, so that something that takes every pod away at once makes no storm."""
+from dmd_api.stages import Stage
+from dmd_api.status import PHASES, STAGE_DONE
+from dmd_operator import health, stalls, waits
+from dmd_operator.backoff import back_off
+from dmd_operator.decision import Decision, Event, sooner
+from dmd_operator.endings import at_work, attempt_failed
+from dmd_operator.observed import ObservedJob
+from dmd_operator.outcomes import Kind, Outcome
+from dmd_operator.run import Run
 
 
-def back_off(retries: int, longest: timedelta = LONGEST_BACK_OFF) -> timedelta:
-    """The wait before another attempt, doubled with each failure in a row.
+def begin(run: Run) -> Decision:
+    """Begins the next attempt, once nothing of the last one works on and its back-off is over."""
+    if any(not job.over for job in run.jobs):
+        # Whoever still works on the last attempt could write beside the next.
+        return Decision(run.status, delete=at_work(run.jobs), again=run.settings.gone_after)
+    at = run.status.next_attempt_time
+    if at is not None and run.now < at:
+        return Decision(run.status, again=at - run.now)
+    stage, last = run.status.stage, run.status.attempt
+    # The last failed Job stays, for its pods' logs.
+    old = tuple(job.name for job in run.jobs if job.stage is stage and job.attempt < last and not job.deleting)
+    run = run.update(
+        attempt=last + 1,
+        phase=PHASES[stage],
+        activity=None,
+        last_progress_time=None,
+        next_attempt_time=None,
+        warnings=(),
+    )
+    return Decision(
+        run.status,
+        create=(stage, last + 1),
+        delete=old,
+        events=(Event("AttemptCreated", f"{stage}: attempt {last + 1}"),),
+        again=run.settings.progress_every,
+    )
 
-    Args:
-        retries: failures in a row, from 0: then there is no wait.
-        longest: where doubling ends.
+
+def refused(run: Run, message: str) -> Decision:
+    """Puts off the attempt that the status announces and the API server refuses: a quota, a mistake in a podTemplate.
+
+    It is tried again with back-off, for as long as it takes, and not counted: no work was lost.
     """
-    if retries == 0:
-        return timedelta()
-    # Beyond a few doublings the bound holds anyway, and a power of thousands would not be a time.
-    return min(FIRST_BACK_OFF * 2 ** min(retries - 1, 10), longest)
+    stage, number = run.status.stage, run.status.attempt
+    wait = back_off(run.status.retries + 1)
+    run = run.update(ended_attempt=number, retries=run.status.retries + 1, next_attempt_time=run.now + wait)
+    run = run.mark("Healthy", "False", "Refused", message)
+    event = Event("Refused", f"{stage}: attempt {number} could not be created: {message}", warning=True)
+    return Decision(run.status, events=(event,), again=wait)
 
 
-def next_attempt_time(now: datetime, created: datetime | None, wait: timedelta) -> datetime:
-    """When the next attempt may begin, given when the last one was created and how long to wait from now."""
-    earliest = now + wait
-    return max(earliest, created + SHORTEST_ATTEMPT) if created is not None else earliest
+def follow(run: Run, job: ObservedJob) -> Decision:
+    """Notes how the present attempt goes, and ends it if it hangs."""
+    run, events = health.with_health(stalls.with_progress(run, job), job)
+    left = stalls.until_stalled(run)
+    if left is not None and left <= timedelta():
+        minutes = round(run.settings.stall_timeout.total_seconds() / 60)
+        message = f"its step has not moved for {minutes} minutes"
+        return attempt_failed(run.mark("Stalled", "True", "NoProgress", message), job, Outcome(Kind.FAILED, message))
+    if (wait := waits.wait_of(job, run.now)) is not None:
+        run = _waiting(run, job, wait)
+    elif job.running:
+        run = _running(run, job)
+    return Decision(run.status, events=events, again=sooner(run.settings.progress_every, left))
+
+
+def _waiting(run: Run, job: ObservedJob, wait: waits.Wait) -> Run:
+    run = run.mark("Healthy", "Unknown", wait.reason, wait.message)
+    if job.stage is Stage.PREFLIGHT and wait.reason in waits.REMEDIES:
+        run = run.mark(STAGE_DONE[job.stage], "False", wait.reason, wait.message)
+    return run
+
+
+def _running(run: Run, job: ObservedJob) -> Run:
+    since = run.status.last_progress_time or run.now
+    if not stalls.was_seen(run.status) and run.now - since >= run.settings.stall_timeout:
+        message = (
+            f"{job.stage}: attempt {job.attempt} runs, but its progress cannot be seen, and a stall would go unnoticed"
+        )
+        remedy = "does a network policy keep the operator from its pods?"
+        run = run.mark("Healthy", "Unknown", "ProgressUnknown", f"{message}; {remedy}")
+    elif run.status.warnings:
+        run = run.mark("Healthy", "False", health.COLLAPSING, "; also: ".join(run.status.warnings))
+    else:
+        run = run.mark("Healthy", "True", "Running", f"{job.stage}: attempt {job.attempt} runs")
+    return run.unmark_stalled()

@@ -1,4 +1,4 @@
-"""The API server and the pods, as far as the operator speaks to them."""
+"""Requests to the API server, and to rank 0 of a run."""
 
 import asyncio
 import json
@@ -11,28 +11,28 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, ApiException
 from pydantic import ValidationError
 
+from dmd_api.labels import DISTILLATION
 from dmd_api.manifest import API_VERSION, KIND
 from dmd_api.runtime import Progress
+from dmd_operator.decision import Event
 from dmd_operator.objects import Objects
 from dmd_operator.observe import observe_job, observe_pod
 from dmd_operator.observed import ObservedJob, ObservedPod
-from dmd_operator.pods import DISTILLATION
-from dmd_operator.run import Event
 from dmd_operator.seen import Key
 
 PLURAL = "dmddistillations"
 FIELD_MANAGER = "dmd-operator"
 _PROGRESS_BYTES = 65536
 _EVENT_BYTES = 1024
-"""What the API server takes as an event's message."""
+"""The longest message of an event that the API server accepts."""
 
 
 class RefusedError(Exception):
-    """The API server understood and would not: trying the same again at once is of no use."""
+    """The API server understood and refused: trying again at once would not help."""
 
 
 class Cluster:
-    """What the operator reads and writes.
+    """The cluster as the operator reads and writes it.
 
     Args:
         api: the client.
@@ -80,7 +80,7 @@ class Cluster:
         )
 
     async def create(self, child: Mapping[str, Any]) -> None:
-        """Creates a Job or a Service; one that is there already and has the same owner will do.
+        """Creates a Job or a Service; one that exists already and has the same owner is kept.
 
         Raises:
             RefusedError: the API server will not have it, and says why.
@@ -98,7 +98,7 @@ class Cluster:
                 remedy = (
                     "an earlier run of this name and goes with it" if KIND in owners else "something else: delete it"
                 )
-                raise RefusedError(f"{child['kind']} {name} is there and belongs to {remedy}") from error
+                raise RefusedError(f"{child['kind']} {name} exists already and belongs to {remedy}") from error
             if error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY}:
                 raise RefusedError(message_of(error)) from error
             raise
@@ -107,8 +107,8 @@ class Cluster:
         """Deletes an attempt's Job and Service; the Job stays until its pods are gone, so that they are seen.
 
         Args:
-            namespace: where.
-            name: of both.
+            namespace: the namespace of both.
+            name: the name of both.
             owner: the uid of the resource that they belong to; others' objects are left alone.
         """
         for plural, policy in (("jobs", "Foreground"), ("services", "Background")):
@@ -130,7 +130,7 @@ class Cluster:
         options = {"preconditions": preconditions, "propagationPolicy": "Background"}
         await self._objects.delete(PLURAL, metadata["namespace"], metadata["name"], options)
 
-    async def tell(self, resource: Mapping[str, Any], event: Event) -> None:
+    async def report(self, resource: Mapping[str, Any], event: Event) -> None:
         """Writes an event that `kubectl describe` shows."""
         metadata = resource["metadata"]
         regarding = {"apiVersion": API_VERSION, "kind": KIND}
@@ -152,10 +152,10 @@ class Cluster:
         )
 
     async def progress(self, address: str) -> Progress | None:
-        """What rank 0 serves at `host:port`; None where it does not answer, in time and in our words."""
+        """The progress that rank 0 serves at `host:port`; None without a valid answer in time."""
         timeout = aiohttp.ClientTimeout(total=self._progress_timeout)
         try:
-            # A pod runs what its owner wants it to: it can neither fill the operator's memory nor send it elsewhere.
+            # A pod runs whatever its owner wants: it can neither fill the operator's memory nor send it elsewhere.
             async with self._http.get(f"http://{address}/progress", timeout=timeout, allow_redirects=False) as answer:
                 if answer.status != HTTPStatus.OK or not 0 < (answer.content_length or 0) <= _PROGRESS_BYTES:
                     return None
@@ -171,7 +171,7 @@ def owner_uid(child: Mapping[str, Any]) -> str | None:
 
 
 def message_of(error: ApiException) -> str:
-    """What the API server says, without the HTTP around it."""
+    """The API server's own message, without the HTTP around it."""
     body = error.body if isinstance(error.body, str) else ""
     try:
         return str(json.loads(body)["message"])

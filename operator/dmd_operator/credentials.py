@@ -1,9 +1,9 @@
-"""Which Secrets a stage's container gets, as variables that name them: the operator reads none."""
+"""The Secrets of a stage's container, as variables that name them: the operator reads none."""
 
 from typing import Any
 
-from dmd_api.manifest import SecretReference, Spec
-from dmd_api.runtime import Stage
+from dmd_api.spec import SecretReference, Spec
+from dmd_api.stages import Stage
 
 # What only one of two kinds of credentials has is optional; what is always needed is not, so that the kubelet names a
 # Secret or a key that is missing, and starts the pod by itself once it is there.
@@ -16,8 +16,8 @@ def credentials(spec: Spec, stage: Stage) -> list[dict[str, Any]]:
     """The container's variables for `stage`; preparing speaks to no tracking server and gets none of its secrets.
 
     Args:
-        spec: its defaults resolved.
-        stage: which.
+        spec: with its defaults resolved.
+        stage: the stage.
     """
     variables = []
     if spec.storage is not None:

@@ -1,26 +1,25 @@
-"""How long a run was active, and what follows from it: the deadline, and the end of a finished run's life."""
+"""Active time, the deadline, and the time to live of a finished run."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from dmd_api.manifest import Spec
-from dmd_api.status import RunStatus
-
-
-def active(status: RunStatus, now: datetime) -> timedelta:
-    """How long the run was active; being suspended does not count."""
-    current = now - status.active_since if status.active_since is not None else timedelta()
-    return timedelta(seconds=status.active_seconds) + current
+from dmd_operator.run import Run
 
 
-def until_deadline(spec: Spec, status: RunStatus, now: datetime) -> timedelta | None:
-    """What is left of `activeDeadlineSeconds`, negative when it has passed; None without one or while suspended."""
-    if spec.active_deadline_seconds is None or status.active_since is None:
+def active(run: Run) -> timedelta:
+    """The time that the run was active, without the time that it was suspended."""
+    since = run.status.active_since
+    return timedelta(seconds=run.status.active_seconds) + (run.now - since if since is not None else timedelta())
+
+
+def until_deadline(run: Run) -> timedelta | None:
+    """The rest of `activeDeadlineSeconds`, negative when it has passed; None without one or while suspended."""
+    if run.spec.active_deadline_seconds is None or run.status.active_since is None:
         return None
-    return timedelta(seconds=spec.active_deadline_seconds) - active(status, now)
+    return timedelta(seconds=run.spec.active_deadline_seconds) - active(run)
 
 
-def until_expiry(spec: Spec, status: RunStatus, now: datetime) -> timedelta | None:
-    """What is left of `ttlSecondsAfterFinished`; None where the run is not finished or stays for ever."""
-    if spec.ttl_seconds_after_finished is None or status.completion_time is None:
+def until_expiry(run: Run) -> timedelta | None:
+    """The rest of `ttlSecondsAfterFinished`; None where the run is not finished, or stays forever."""
+    if run.spec.ttl_seconds_after_finished is None or run.status.completion_time is None:
         return None
-    return status.completion_time + timedelta(seconds=spec.ttl_seconds_after_finished) - now
+    return run.status.completion_time + timedelta(seconds=run.spec.ttl_seconds_after_finished) - run.now

@@ -1,4 +1,4 @@
-"""One leader among the replicas, by a Lease."""
+"""The election of one leader among the replicas, by a Lease."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class LeadLostError(Exception):
-    """This replica led and must do nothing more: its process has to end."""
+    """This replica lost the lead and must do nothing more: its process has to end."""
 
 
 async def lead(
@@ -32,7 +32,7 @@ async def lead(
         lock: the Lease.
         lease_seconds: how long a silent leader is waited for.
         work: what a leader does; it ends by itself once `stop` is set.
-        stop: nobody need wait for the lead any more.
+        stop: ends the wait for the lead.
 
     Raises:
         LeadLostError: the Lease could not be renewed in time.
@@ -62,11 +62,11 @@ async def lead(
         waited: set[asyncio.Future[Any]] = {election, stopping, working}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
-            # The election goes on beside the work: it renews the Lease.
+            # The election continues during the work: it renews the Lease.
             await asyncio.wait({election, working.result()}, return_when=asyncio.FIRST_COMPLETED)
             if not working.result().done():
                 working.result().cancel()
-                raise LeadLostError(f"{lock.identity} could not renew the Lease {lock.name} in time and leads no more")
+                raise LeadLostError(f"{lock.identity} did not renew the Lease {lock.name} in time and no longer leads")
             working.result().result()  # its error is ours
         elif election.done():
             election.result()
@@ -81,9 +81,9 @@ class Lock(LeaseLock):
     """The Lease; an API server that is away or slow is a failed try, not the end of the election.
 
     Args:
-        name: the Lease's.
-        namespace: its.
-        identity: this replica's.
+        name: the Lease's name.
+        namespace: the Lease's namespace.
+        identity: this replica's identity.
         api: the client.
         timeout: seconds that a try may take.
     """
@@ -97,7 +97,7 @@ class Lock(LeaseLock):
         return await self._in_time(super().get(name, namespace), lambda why: (False, ApiException(reason=why)))
 
     async def create(self, name: str, namespace: str, election_record: Any) -> bool:
-        """Creates the Lease; whether that succeeded."""
+        """Creates the Lease, and returns whether that succeeded."""
         return await self._in_time(self._create(name, namespace, election_record), lambda _: False)
 
     async def _create(self, name: str, namespace: str, election_record: Any) -> bool:
@@ -111,11 +111,11 @@ class Lock(LeaseLock):
         return True
 
     async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
-        """Writes the Lease; whether that succeeded."""
+        """Writes the Lease, and returns whether that succeeded."""
         return await self._in_time(super().update(name, namespace, updated_record), lambda _: False)
 
     async def release(self) -> None:
-        """Gives the lead away, so that the next replica need not wait for the Lease to run out."""
+        """Gives up the lead, so that the next replica need not wait for the Lease to expire."""
         try:
             async with asyncio.timeout(self._timeout):
                 await self.get(self.name, self.namespace)  # the last renewal made a newer version of it

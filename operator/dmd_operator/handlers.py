@@ -1,4 +1,4 @@
-"""What kopf calls: every event of a resource or of its children wakes that resource's queue, and nothing else.
+"""The handlers that kopf calls: each event of a resource or its children wakes its queue.
 
 The handlers are coroutines because kopf runs plain functions in threads, and neither the cache nor the queue is made
 for those.
@@ -8,10 +8,10 @@ from typing import Any
 
 import kopf
 
+from dmd_api.labels import DISTILLATION, JOB_NAME
 from dmd_api.manifest import API_VERSION
 from dmd_operator.cluster import PLURAL, owner_uid
-from dmd_operator.observe import JOB_NAME, observe_job, observe_pod
-from dmd_operator.pods import DISTILLATION
+from dmd_operator.observe import observe_job, observe_pod
 from dmd_operator.queue import Queue
 from dmd_operator.seen import Key, Seen
 
@@ -19,15 +19,15 @@ WATCH_SECONDS = 10 * 60
 
 
 class _NoDiff(kopf.AnnotationsDiffBaseStorage):
-    """No handler asks what changed in an object: kopf need not copy each one at each event to find out."""
+    """No handler asks what changed in an object: so kopf need not copy each one at each event."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
-        """Nothing."""
+        """Returns nothing."""
         return kopf.BodyEssence({})
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """How kopf watches."""
+    """Sets how kopf watches."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # our events are the reconciler's, not kopf's log lines
     settings.persistence.diffbase_storage = _NoDiff()
@@ -43,7 +43,7 @@ def handlers(seen: Seen, queue: Queue) -> kopf.OperatorRegistry:
     """The handlers; none of them sets a finalizer, so that resources can be deleted without the operator.
 
     Args:
-        seen: remembers what they are told.
+        seen: remembers what the events say.
         queue: is woken by it.
     """
     registry = kopf.OperatorRegistry()

@@ -1,22 +1,22 @@
-"""Training that runs and goes wrong: what rank 0 warns of becomes the condition Healthy, and an event a warning."""
+"""Training that goes wrong: rank 0's warnings become the condition Healthy, and an event each."""
 
-from dmd_api.runtime import Progress
-from dmd_api.status import RunStatus
+from dmd_operator.decision import Event
 from dmd_operator.observed import ObservedJob
-from dmd_operator.run import Event
+from dmd_operator.run import Run
 
 COLLAPSING = "Collapsing"
-"""The reason of a run that is warned of by its own trainer."""
+"""The reason of a run whose own trainer warns of it."""
 
 
-def with_health(status: RunStatus, job: ObservedJob, progress: Progress | None) -> tuple[RunStatus, tuple[Event, ...]]:
-    """`status` with what rank 0 of `job` warns of, and an event for each warning that was not known.
+def with_health(run: Run, job: ObservedJob) -> tuple[Run, tuple[Event, ...]]:
+    """The run with what rank 0 of `job` warns of, and an event for each warning that was not known.
 
-    Measures change from look to look and a warning's text does not, so that a warning is told once for as long as it
-    lasts. Where rank 0 does not answer, what it said last stands.
+    Measures change from look to look and a warning's text does not, so that a warning is reported once for as long as
+    it lasts. Where rank 0 does not answer, what it said last stands.
     """
-    if progress is None or (progress.stage, progress.attempt) != (job.stage, job.attempt):
-        return status, ()
+    progress = run.progress
+    if progress is None or not job.shows(progress):
+        return run, ()
     warnings = tuple(progress.warnings)
-    events = tuple(Event(COLLAPSING, text, warning=True) for text in warnings if text not in status.warnings)
-    return status.model_copy(update={"warnings": warnings}), events
+    events = tuple(Event(COLLAPSING, text, warning=True) for text in warnings if text not in run.status.warnings)
+    return run.update(warnings=warnings), events

@@ -1,4 +1,4 @@
-"""From the resource as it stands in the API server to the manifest that a run follows."""
+"""Reads the manifest that a run follows from its resource, and freezes its defaults."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +41,7 @@ def read_manifest(
     ):
         if value is None:
             raise BadInputError(
-                f"{field} is not set and the operator has no default for it: set it and create the resource anew, or "
+                f"{field} is not set and the operator has no default for it: set it in a new resource, or "
                 f"set {chart} in the operator's Helm values"
             )
     frozen = defaults.model_dump(mode="json", by_alias=True, exclude_none=True)

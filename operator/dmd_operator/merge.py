@@ -1,4 +1,4 @@
-"""A user's pod template over the operator's own: objects field by field, lists of named things by their names."""
+"""Merges a user's pod template over the operator's: objects by field, lists by their names."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the operator says of itself to Prometheus."""
+"""The operator's own metrics, for Prometheus."""
 
 from collections import Counter as Count
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ API_REQUESTS = Counter("dmd_operator_api_requests_total", "Requests to the API s
 
 
 class Distillations(Collector):
-    """How many distillations there are in each phase, counted when asked.
+    """The number of distillations in each phase, counted when asked.
 
     Args:
-        seen: where they are.
+        seen: the cache of all runs.
     """
 
     def __init__(self, seen: Seen) -> None:

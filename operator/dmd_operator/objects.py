@@ -1,7 +1,7 @@
-"""Kubernetes objects as plain dictionaries, through the official client's authentication, retries and errors.
+"""Kubernetes objects as plain dictionaries, through the official client.
 
-The client's own methods hold every object against the models of its release: a field of a newer Kubernetes, or a user's
-mistake, would end in the client's words and not in the API server's.
+Its authentication, retries and errors are used. Its own methods would hold every object against the models of its
+release: a field of a newer Kubernetes, or a user's mistake, would end in the client's words, not the API server's.
 """
 
 from collections.abc import Mapping
@@ -78,5 +78,5 @@ class Objects:
 
 
 def path(plural: str, namespace: str | None) -> str:
-    """Where objects of a kind are."""
+    """The path of a kind's objects."""
     return f"{_ROOTS[plural]}/{f'namespaces/{namespace}/' if namespace else ''}{plural}"

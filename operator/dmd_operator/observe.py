@@ -1,4 +1,4 @@
-"""From the API server's Jobs and pods to what a decision sees of them."""
+"""Reads the API server's Jobs and pods into what a decision sees of them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -7,12 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dmd_api.runtime import Stage, StageResult
+from dmd_api.labels import ATTEMPT, CONTAINER, INDEX, STAGE
+from dmd_api.runtime import StageResult
+from dmd_api.stages import Stage
 from dmd_operator.observed import DELETED, ObservedJob, ObservedPod
-from dmd_operator.pods import ATTEMPT, CONTAINER, STAGE
 
-JOB_NAME = "batch.kubernetes.io/job-name"
-_INDEX = "batch.kubernetes.io/job-completion-index"
 # The reasons of the condition DisruptionTarget, as the Kubernetes documentation lists them.
 _DISRUPTIONS = {
     "PreemptionByScheduler": "preempted by a pod of higher priority",
@@ -22,7 +21,7 @@ _DISRUPTIONS = {
     "TerminationByKubelet": "ended by its kubelet, as when a node shuts down or runs short",
 }
 _STARTING = {"ContainerCreating", "PodInitializing"}
-"""Reasons for waiting that are nobody's concern."""
+"""Reasons for waiting that need no report."""
 
 
 def observe_job(job: Mapping[str, Any]) -> ObservedJob:
@@ -44,7 +43,7 @@ def observe_job(job: Mapping[str, Any]) -> ObservedJob:
 
 
 def observe_pod(pod: Mapping[str, Any]) -> ObservedPod:
-    """A pod of an attempt; whether its grace is over depends on when it is looked at (`ObservedPod.at`)."""
+    """A pod of an attempt; `ObservedPod.at` says whether its grace period is over."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     container: Mapping[str, Any] = next(
         (c for c in status.get("containerStatuses") or [] if c["name"] == CONTAINER), {}
@@ -53,7 +52,7 @@ def observe_pod(pod: Mapping[str, Any]) -> ObservedPod:
     result = _result(ended.get("message"))
     deleted = metadata.get("deletionTimestamp")
     return ObservedPod(
-        index=int((metadata.get("labels") or {}).get(_INDEX, 0)),
+        index=int((metadata.get("labels") or {}).get(INDEX, 0)),
         phase=status.get("phase") or "Pending",
         exit_code=ended.get("exitCode"),
         reason=_why(ended) if result is None else None,

@@ -1,12 +1,13 @@
-"""What a decision sees of a run's children: Jobs with their pods, reduced to what matters."""
+"""A run's Jobs and pods as a decision sees them: reduced to what matters."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from dmd_api.runtime import Stage, StageResult
+from dmd_api.runtime import Progress, StageError, StageResult
+from dmd_api.stages import Stage
 
 DELETED = "deleted"
-"""Why a pod is lost that somebody deleted: a person, or the controller of a Job that fails."""
+"""The loss of a pod that somebody deleted: a person, or the controller of a Job that fails."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,17 @@ class ObservedPod:
     name: str = ""
 
     def at(self, now: datetime) -> "ObservedPod":
-        """The pod as it is now, though nothing was heard of it since."""
+        """The pod as it is now, without news of it."""
         return replace(self, past_grace=self.gone_at is not None and now >= self.gone_at)
 
     @property
+    def error(self) -> StageError | None:
+        """The error in its termination message, where there is one."""
+        return self.result.error if self.result is not None else None
+
+    @property
     def over(self) -> bool:
-        """It holds no resources any more that a next attempt would need, and writes nothing."""
+        """It holds no resources that the next attempt would need, and writes nothing."""
         return self.phase in {"Succeeded", "Failed"} or self.past_grace
 
 
@@ -85,12 +91,12 @@ class ObservedJob:
     def ends_itself(self) -> bool:
         """Its controller ends the pods that are left: it need not be deleted, and keeps its pods' logs.
 
-        Not so with a pod on a lost node, which may never be seen to end. Preparing's pods work alone, and one that
-        failed ends nothing.
+        Not so with a pod on a lost node, which may never be seen to end. Where pods are retried, one that failed ends
+        nothing.
         """
         if self.deleting:
             return True
-        failing = self.failing or (self.stage is not Stage.PREPARE and any(pod.phase == "Failed" for pod in self.pods))
+        failing = self.failing or (not self.stage.pod_retries and any(pod.phase == "Failed" for pod in self.pods))
         return failing and not any(pod.past_grace or pod.lost not in {None, DELETED} for pod in self.pods)
 
     @property
@@ -100,3 +106,7 @@ class ObservedJob:
         complete = len({pod.index for pod in at_work}) >= max(self.completions, 1)
         waiting = any(pod.phase == "Pending" for pod in self.pods)
         return complete and not waiting and any(pod.phase == "Running" for pod in self.pods)
+
+    def shows(self, progress: Progress) -> bool:
+        """True if `progress` is this attempt's, and not an earlier one's."""
+        return (progress.stage, progress.attempt) == (self.stage, self.attempt)

@@ -1,4 +1,4 @@
-"""The Kubernetes objects of an attempt: an Indexed Job, and the headless Service its agents meet by."""
+"""An attempt's Indexed Job, and the headless Service by which its agents meet."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,27 +8,20 @@ from torchx.specs import Role
 
 from dmd_api import runtime
 from dmd_api.apps import PROGRESS_PORT, RENDEZVOUS_PORT, stage_app
-from dmd_api.manifest import API_VERSION, KIND, DMDDistillation, PodSettings
-from dmd_api.runtime import Stage
+from dmd_api.labels import ATTEMPT, CONTAINER, DISTILLATION, STAGE
+from dmd_api.manifest import API_VERSION, KIND, DMDDistillation
+from dmd_api.spec import PodSettings
+from dmd_api.stages import GRACE_SECONDS, SHUTDOWN_SECONDS, Size, Stage
 from dmd_api.uris import parse_uri
 from dmd_operator.credentials import credentials
 from dmd_operator.merge import merge
 
-CONTAINER = "trainer"
-DISTILLATION = "dmd-operator.io/distillation"
-STAGE = "dmd-operator.io/stage"
-ATTEMPT = "dmd-operator.io/attempt"
 PASSED_ON = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 """Labels of the resource that queueing systems read on Jobs."""
-SHUTDOWN_SECONDS = 120
-"""What workers get for a checkpoint after SIGTERM; the pod's grace period leaves the launcher time to end."""
-GRACE_SECONDS = SHUTDOWN_SECONDS + 60
 UNREACHABLE_SECONDS = 30
-"""How long a pod stays on a node that does not answer, instead of Kubernetes' five minutes: the others wait for it."""
+"""Seconds that a pod stays on a node that does not answer, not Kubernetes' 300: the others wait for it."""
 WRITABLE = {"tmp": "/tmp", "home": "/home/dmd", "scratch": "/scratch"}  # noqa: S108 - an emptyDir of the pod's own
 """Folders on emptyDirs: the root file system is read-only."""
-RETRIES_PER_INDEX = 3
-"""Preparing's pods work alone: each is tried again on its own before the attempt fails."""
 
 
 @dataclass(frozen=True)
@@ -45,106 +38,188 @@ class Owner:
 
 
 def attempt_objects(manifest: DMDDistillation, stage: Stage, attempt: int, owner: Owner) -> list[dict[str, Any]]:
-    """What is created for an attempt, in this order: a Job that is refused leaves no Service behind.
+    """The objects of an attempt in the order of their creation: a Job that is refused leaves no Service behind.
 
     Args:
-        manifest: its defaults resolved.
-        stage: which.
-        attempt: its number, from 1.
+        manifest: with its defaults resolved.
+        stage: the stage.
+        attempt: the attempt's number, from 1.
         owner: the resource.
     """
-    name = f"{manifest.metadata.name}-{stage}-{attempt}"
-    labels = {
-        "app.kubernetes.io/name": "dmd-trainer",
-        "app.kubernetes.io/managed-by": "dmd-operator",
-        DISTILLATION: manifest.metadata.name,
-        STAGE: str(stage),
-        ATTEMPT: str(attempt),
-    }
-    metadata = {
-        "name": name,
-        "namespace": owner.namespace,
-        "labels": labels,
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": manifest.metadata.name,
-                "uid": owner.uid,
-                "controller": True,
-            }
-        ],
-    }
-    pods = nodes(manifest, stage)
-    address = f"{name}-0.{name}.{owner.namespace}.svc"
-    app = stage_app(
-        manifest,
-        stage,
-        run_key=f"{manifest.metadata.name}-{owner.uid}",
-        attempt=attempt,
-        rendezvous=f"{address}:{RENDEZVOUS_PORT}",
-        progress_address=f"0.0.0.0:{PROGRESS_PORT}",
-        nodes=pods,
-        # Preparing's pods are alone: more of them, and not more processes in each, make more pairs at a time.
-        processes_per_node=1 if stage is Stage.PREPARE else None,
-        environment={
-            runtime.SHUTDOWN_TIMEOUT: str(SHUTDOWN_SECONDS),
-            runtime.SCRATCH: WRITABLE["scratch"],
-            "HOME": WRITABLE["home"],
-            "TMPDIR": WRITABLE["tmp"],
-            "HF_HOME": f"{WRITABLE['scratch']}/huggingface",
-            "TORCH_HOME": f"{WRITABLE['scratch']}/torch",
-            "MPLCONFIGDIR": f"{WRITABLE['tmp']}/matplotlib",
-            "PYTHONUNBUFFERED": "1",
-            "NCCL_DEBUG": "WARN",
-        },
-    )
-    (role,) = app.roles
-    settings = pod_settings(manifest, stage)
-    template = merge(
-        {"metadata": {"labels": labels}, "spec": _pod_spec(manifest, stage, role, settings, name)},
-        settings.pod_template,
-    )
-    job: dict[str, Any] = {
+    one = _Attempt(manifest, stage, attempt, owner)
+    return [_job(one), _service(one)]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """An attempt, and what all of its objects share."""
+
+    manifest: DMDDistillation
+    stage: Stage
+    number: int
+    owner: Owner
+
+    @property
+    def name(self) -> str:
+        """The name of its Job and its Service."""
+        return f"{self.manifest.metadata.name}-{self.stage}-{self.number}"
+
+    @property
+    def size(self) -> Size:
+        return self.stage.size(self.manifest.spec)
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """The labels that no other attempt's pods have."""
+        return {DISTILLATION: self.manifest.metadata.name, STAGE: str(self.stage), ATTEMPT: str(self.number)}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {
+            "app.kubernetes.io/name": "dmd-trainer",
+            "app.kubernetes.io/managed-by": "dmd-operator",
+            **self.selector,
+        }
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        owner = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": self.manifest.metadata.name,
+            "uid": self.owner.uid,
+            "controller": True,
+        }
+        return {
+            "name": self.name,
+            "namespace": self.owner.namespace,
+            "labels": self.labels,
+            "ownerReferences": [owner],
+        }
+
+    @property
+    def role(self) -> Role:
+        """Its command, environment and ports, as torchx describes them."""
+        address = f"{self.name}-0.{self.name}.{self.owner.namespace}.svc"
+        app = stage_app(
+            self.manifest,
+            self.stage,
+            run_key=f"{self.manifest.metadata.name}-{self.owner.uid}",
+            attempt=self.number,
+            rendezvous=f"{address}:{RENDEZVOUS_PORT}",
+            progress_address=f"0.0.0.0:{PROGRESS_PORT}",
+            size=self.size,
+            environment={
+                runtime.SHUTDOWN_TIMEOUT: str(SHUTDOWN_SECONDS),
+                runtime.SCRATCH: WRITABLE["scratch"],
+                "HOME": WRITABLE["home"],
+                "TMPDIR": WRITABLE["tmp"],
+                "HF_HOME": f"{WRITABLE['scratch']}/huggingface",
+                "TORCH_HOME": f"{WRITABLE['scratch']}/torch",
+                "MPLCONFIGDIR": f"{WRITABLE['tmp']}/matplotlib",
+                "PYTHONUNBUFFERED": "1",
+                "NCCL_DEBUG": "WARN",
+            },
+        )
+        (role,) = app.roles
+        return role
+
+
+def _job(attempt: _Attempt) -> dict[str, Any]:
+    settings = pod_settings(attempt.manifest, attempt.stage)
+    template = {"metadata": {"labels": attempt.labels}, "spec": _pod_spec(attempt, settings.resources)}
+    retries = attempt.stage.pod_retries
+    return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {**metadata, "labels": {**labels, **_passed_on(manifest)}},
+        "metadata": {**attempt.metadata, "labels": {**attempt.labels, **_passed_on(attempt.manifest)}},
         "spec": {
             "completionMode": "Indexed",
-            "completions": pods,
-            "parallelism": pods,
-            **({"backoffLimitPerIndex": RETRIES_PER_INDEX} if stage is Stage.PREPARE else {"backoffLimit": 0}),
-            "template": template,
+            "completions": attempt.size.nodes,
+            "parallelism": attempt.size.nodes,
+            **({"backoffLimitPerIndex": retries} if retries else {"backoffLimit": 0}),
+            "template": merge(template, settings.pod_template),
         },
     }
-    service = {
+
+
+def _service(attempt: _Attempt) -> dict[str, Any]:
+    return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata,
+        "metadata": attempt.metadata,
         "spec": {
             "clusterIP": "None",
             # Agents look for index 0 while it still pulls its image.
             "publishNotReadyAddresses": True,
-            "selector": {DISTILLATION: manifest.metadata.name, STAGE: str(stage), ATTEMPT: str(attempt)},
-            "ports": [{"name": port, "port": number} for port, number in role.port_map.items()],
+            "selector": attempt.selector,
+            "ports": [{"name": port, "port": number} for port, number in attempt.role.port_map.items()],
         },
     }
-    return [job, service]
 
 
-def nodes(manifest: DMDDistillation, stage: Stage) -> int:
-    """How many pods `stage` has."""
-    match stage:
-        case Stage.PREFLIGHT:
-            return 1
-        case Stage.PREPARE:
-            return manifest.spec.pair_workers.parallelism
-        case _:
-            return manifest.spec.workers.nodes
+def _pod_spec(attempt: _Attempt, resources: dict[str, Any]) -> dict[str, Any]:
+    spec = attempt.manifest.spec
+    claims = sorted(set(_claims(attempt.manifest)))
+    return {
+        "restartPolicy": "Never",
+        "subdomain": attempt.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        **({"serviceAccountName": spec.service_account_name} if spec.service_account_name else {}),
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "runAsGroup": 1000,
+            "fsGroup": 1000,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "tolerations": [
+            {
+                "key": f"node.kubernetes.io/{taint}",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": UNREACHABLE_SECONDS,
+            }
+            for taint in ("not-ready", "unreachable")
+        ],
+        "containers": [_container(attempt, resources, claims)],
+        "volumes": [
+            *({"name": volume, "emptyDir": {}} for volume in WRITABLE),
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            *({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": c}} for i, c in enumerate(claims)),
+        ],
+    }
+
+
+def _container(attempt: _Attempt, resources: dict[str, Any], claims: list[str]) -> dict[str, Any]:
+    spec, role = attempt.manifest.spec, attempt.role
+    # An Indexed Job tells each pod its number itself.
+    environment = [{"name": key, "value": value} for key, value in role.env.items() if key != runtime.NODE_RANK]
+    return {
+        "name": CONTAINER,
+        "image": spec.images.trainer,
+        "command": [role.entrypoint],
+        "args": list(role.args),
+        "env": [*environment, *credentials(spec, attempt.stage)],
+        "ports": [{"name": port, "containerPort": number} for port, number in role.port_map.items()],
+        **({"resources": resources} if resources else {}),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": [
+            *({"name": volume, "mountPath": path} for volume, path in WRITABLE.items()),
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - NCCL and data loaders outgrow the runtime's 64 MiB
+            *({"name": f"claim-{i}", "mountPath": f"{runtime.CLAIMS}/{claim}"} for i, claim in enumerate(claims)),
+        ],
+    }
 
 
 def pod_settings(manifest: DMDDistillation, stage: Stage) -> PodSettings:
-    """What the manifest asks of the pods of `stage`; preflight takes no accelerator, only the template."""
+    """The manifest's settings of the pods of `stage`; preflight takes no accelerator, only the template."""
     spec = manifest.spec
     match stage:
         case Stage.PREFLIGHT:
@@ -170,64 +245,8 @@ def _without_resources(template: dict[str, Any]) -> dict[str, Any]:
     return {**template, "spec": {**spec, "containers": containers}} if containers else template
 
 
-def _pod_spec(manifest: DMDDistillation, stage: Stage, role: Role, settings: PodSettings, name: str) -> dict[str, Any]:
-    spec = manifest.spec
-    # An Indexed Job tells each pod its number itself.
-    environment = [{"name": key, "value": value} for key, value in role.env.items() if key != runtime.NODE_RANK]
-    claims = sorted(set(_claims(manifest)))
-    container = {
-        "name": CONTAINER,
-        "image": spec.images.trainer,
-        "command": [role.entrypoint],
-        "args": list(role.args),
-        "env": [*environment, *credentials(spec, stage)],
-        "ports": [{"name": port, "containerPort": number} for port, number in role.port_map.items()],
-        **({"resources": settings.resources} if settings.resources else {}),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        "volumeMounts": [
-            *({"name": volume, "mountPath": path} for volume, path in WRITABLE.items()),
-            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - NCCL and data loaders outgrow the runtime's 64 MiB
-            *({"name": f"claim-{i}", "mountPath": f"{runtime.CLAIMS}/{claim}"} for i, claim in enumerate(claims)),
-        ],
-    }
-    return {
-        "restartPolicy": "Never",
-        "subdomain": name,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        **({"serviceAccountName": spec.service_account_name} if spec.service_account_name else {}),
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 1000,
-            "runAsGroup": 1000,
-            "fsGroup": 1000,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "tolerations": [
-            {
-                "key": f"node.kubernetes.io/{taint}",
-                "operator": "Exists",
-                "effect": "NoExecute",
-                "tolerationSeconds": UNREACHABLE_SECONDS,
-            }
-            for taint in ("not-ready", "unreachable")
-        ],
-        "containers": [container],
-        "volumes": [
-            *({"name": volume, "emptyDir": {}} for volume in WRITABLE),
-            {"name": "shm", "emptyDir": {"medium": "Memory"}},
-            *({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": c}} for i, c in enumerate(claims)),
-        ],
-    }
-
-
 def _claims(manifest: DMDDistillation) -> Iterator[str]:
-    """The claims that any `pvc://` of the manifest names, however deep it stands."""
+    """The claims that any `pvc://` of the manifest names, at any depth."""
 
     def walk(value: Any) -> Iterator[str]:
         if isinstance(value, dict):

@@ -12,16 +12,16 @@ LONGEST_BACK_OFF = 60.0
 
 
 class Gone(Exception):  # noqa: N818 - no error: the end of a key
-    """There is nothing to look at any more."""
+    """The resource is gone: there is nothing left to look at."""
 
 
 class Queue:
-    """Looks at a key whenever it was added, and when its last look asked to be repeated.
+    """Looks at a key whenever it is added, and when its last look asked for another.
 
     Args:
         look: looks at a key once, and says after which time to look again though nothing happens (None: not before
             something does). It gets the time, by `time.monotonic`, at which what it looks for happened.
-        on_error: is told of what `look` raised.
+        on_error: gets what `look` raised.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Queue:
             self._tasks[key] = asyncio.create_task(self._serve(key), name=f"{key.namespace}/{key.name}")
 
     async def close(self) -> None:
-        """Ends all looks; one that is applying its decision is cut short, which the next one makes good."""
+        """Ends all looks; one that is applying its decision is cut short, and the next look completes it."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

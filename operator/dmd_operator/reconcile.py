@@ -1,4 +1,4 @@
-"""One look at one run: observe, decide, apply."""
+"""One look at one run: observes, decides, applies."""
 
 import asyncio
 import logging
@@ -14,22 +14,24 @@ from kubernetes.aio.client import ApiException
 from dmd_api.apps import PROGRESS_PORT
 from dmd_api.errors import BadInputError
 from dmd_api.status import RunStatus
+from dmd_operator.attempts import refused
 from dmd_operator.cluster import Cluster, RefusedError, message_of
-from dmd_operator.decide import decide, refused, unusable
+from dmd_operator.decide import decide, unusable
+from dmd_operator.decision import Decision, Event
 from dmd_operator.manifests import read_manifest
 from dmd_operator.metrics import DECISION_SECONDS, LOOKS
 from dmd_operator.observe import with_pods
 from dmd_operator.observed import ObservedJob, ObservedPod
 from dmd_operator.pods import Owner, attempt_objects
 from dmd_operator.queue import Gone
-from dmd_operator.run import Decision, Event, Run
+from dmd_operator.run import Run
 from dmd_operator.seen import Key, Seen
 from dmd_operator.settings import OperatorSettings
 
 log = logging.getLogger(__name__)
 
 READ_ALL_EVERY = timedelta(minutes=3)
-"""Watches may lose an event, a deletion above all: this often everything is read anew."""
+"""Watches may lose an event, a deletion above all: this often everything is read again."""
 _AT_ONCE = timedelta(milliseconds=100)
 
 
@@ -46,7 +48,7 @@ class Reconciler:
     """Looks at runs.
 
     Args:
-        cluster: where they are.
+        cluster: the cluster of the runs.
         seen: what the watches saw.
         settings: the operator's.
     """
@@ -55,14 +57,14 @@ class Reconciler:
         self._cluster, self._seen, self._settings = cluster, seen, settings
 
     async def look(self, key: Key, since: float) -> timedelta | None:
-        """Does what is to be done about `key` now; when to look again.
+        """Does what is to be done about `key` now, and returns when to look again.
 
         What was seen decides whether there is anything to do. Before it is done, the decision is made once more from
         what the API server itself says: so no cache that lags behind ever starts or ends an attempt.
 
         Args:
             key: the resource.
-            since: when what is looked at happened, by `time.monotonic`.
+            since: the time of the event that is looked at, by `time.monotonic`.
 
         Raises:
             Gone: there is no such resource.
@@ -102,7 +104,7 @@ class Reconciler:
         return _View(resource, jobs, pods)
 
     async def _decide(self, view: _View, now: datetime) -> tuple[Run | None, Decision]:
-        """What is known, None where the manifest cannot be used, and what follows."""
+        """The run, None where the manifest cannot be used, and the decision about it."""
         status = RunStatus.model_validate(view.resource.get("status") or {})
         generation = view.resource["metadata"]["generation"]
         try:
@@ -134,21 +136,20 @@ class Reconciler:
             except RefusedError as error:
                 announced = replace(run, status=decision.status)
                 return await self._apply(key, replace(view, resource=resource), run, refused(announced, str(error)))
-        await asyncio.gather(*(self._tell(key, resource, event) for event in decision.events))
+        await asyncio.gather(*(self._report(key, resource, event) for event in decision.events))
         return decision.again
 
-    async def _tell(self, key: Key, resource: dict[str, Any], event: Event) -> None:
+    async def _report(self, key: Key, resource: dict[str, Any], event: Event) -> None:
         log.info("%s/%s: %s: %s", key.namespace, key.name, event.reason, event.message)
         try:
-            await self._cluster.tell(resource, event)
+            await self._cluster.report(resource, event)
         except ApiException as error:
-            log.warning("%s/%s: no event could be written: %s", key.namespace, key.name, message_of(error))
+            log.warning("%s/%s: the event could not be written: %s", key.namespace, key.name, message_of(error))
 
 
 def _progress_address(run: Run) -> str | None:
-    """Where rank 0 of the present attempt answers."""
-    wanted = (run.status.stage, run.status.attempt)
-    pods = (pod for job in run.jobs if (job.stage, job.attempt) == wanted for pod in job.pods)
+    """The address at which rank 0 of the present attempt answers."""
+    pods = run.present_job.pods if run.present_job is not None else ()
     rank_0 = next((pod for pod in pods if pod.index == 0 and pod.phase == "Running" and pod.ip), None)
     if rank_0 is None:
         return None

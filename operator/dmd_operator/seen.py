@@ -1,4 +1,4 @@
-"""What was last seen of all runs: a cache that saves requests, and may be behind or lose anything at any time."""
+"""A cache of all runs as last seen: it may be behind, and lose anything at any time."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class SeenRun:
     read_at: datetime | None = None
 
     def saw(self, resource: Mapping[str, Any]) -> bool:
-        """Remembers the resource, unless it is known as it is, or newer; whether it was remembered.
+        """Remembers the resource, unless it is known as it is, or newer; returns whether it was remembered.
 
         So the operator's own writes, which it knows, do not wake it.
         """
@@ -46,7 +46,7 @@ class SeenRun:
         return True
 
     def owns(self, uid: str | None) -> bool:
-        """Whether this is the resource's uid."""
+        """Returns whether this is the resource's uid."""
         return self.resource is not None and self.resource["metadata"]["uid"] == uid
 
 
@@ -61,11 +61,11 @@ class Seen:
         return self._runs.setdefault(key, SeenRun())
 
     def forget(self, key: Key) -> None:
-        """The resource is gone."""
+        """Forgets a resource that is gone."""
         self._runs.pop(key, None)
 
     def resources(self) -> Iterator[dict[str, Any]]:
-        """Every resource that is there."""
+        """Every known resource."""
         return (run.resource for run in list(self._runs.values()) if run.resource is not None)
 
 

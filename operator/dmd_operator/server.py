@@ -1,4 +1,4 @@
-"""What the operator serves: /healthz, /readyz and /metrics."""
+"""Serves /healthz, /readyz and /metrics."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 async def serve(port: int, metrics: CollectorRegistry, is_ready: Callable[[], bool]) -> web.AppRunner:
     """Serves until the runner is cleaned up.
 
-    An answer at all means that the event loop turns: the process is live. A replica that waits for the lead is ready.
+    An answer at all means that the event loop runs: the process is live. A replica that waits for the lead is ready.
 
     Args:
         port: on all addresses; 0: a free one.

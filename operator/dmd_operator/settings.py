@@ -1,4 +1,4 @@
-"""The operator's settings: environment variables `DMD_OPERATOR_*`, which the Helm chart's values become."""
+"""The operator's settings: `DMD_OPERATOR_*`, which the chart's values become."""
 
 from datetime import timedelta
 
@@ -10,7 +10,7 @@ from dmd_operator.run import Settings
 
 
 class OperatorSettings(BaseSettings):
-    """What the operator's owner chose; structured values are JSON."""
+    """Choices of the operator's owner; structured values are JSON."""
 
     model_config = SettingsConfigDict(env_prefix="DMD_OPERATOR_", frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ class OperatorSettings(BaseSettings):
     debug: bool = Field(False, description="Log every look at every run.")
 
     def for_decisions(self) -> Settings:
-        """What decisions are made by."""
+        """The settings that decisions are made by."""
         return Settings(
             stall_timeout=timedelta(minutes=self.stall_minutes),
             progress_every=timedelta(seconds=self.progress_seconds),

@@ -1,23 +1,25 @@
-"""Attempts that hang: pods that all run, and a step that does not move."""
+"""Progress, and attempts that hang: pods that all run, and a step that does not move."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from dmd_api.runtime import Progress, Stage
+from dmd_api.stages import Stage
 from dmd_api.status import RunStatus
 from dmd_operator.observed import ObservedJob
+from dmd_operator.run import Run
 
 
-def with_progress(status: RunStatus, job: ObservedJob, progress: Progress | None, now: datetime) -> RunStatus:
-    """`status` with what rank 0 shows, and with the time at which its step last moved."""
+def with_progress(run: Run, job: ObservedJob) -> Run:
+    """The run with what rank 0 of `job` shows, and with the time at which its step last moved."""
+    status, progress = run.status, run.progress
     if not job.running:
-        return status.model_copy(update={"last_progress_time": None})
+        return run.update(last_progress_time=None)
     update: dict[str, object] = {}
     if status.last_progress_time is None:
-        update["last_progress_time"] = now
-    if progress is not None and progress.attempt == job.attempt and progress.stage is job.stage:
+        update["last_progress_time"] = run.now
+    if progress is not None and job.shows(progress):
         activity = progress.activity or "at work"
         if (progress.step, activity) != (status.step, status.activity):
-            update["last_progress_time"] = now
+            update["last_progress_time"] = run.now
         if progress.step > (status.step or 0) and job.stage is not Stage.PREFLIGHT:
             update["retries"] = 0  # what moves again has outlived the cause of its back-off
         share = f"{100 * progress.step // progress.total}%" if progress.total else None
@@ -39,22 +41,22 @@ def with_progress(status: RunStatus, job: ObservedJob, progress: Progress | None
         }
         if progress.checkpoint_step is not None:
             update["checkpoint_step"] = progress.checkpoint_step
-    return status.model_copy(update=update)
+    return run.update(**update)
 
 
-def until_stalled(status: RunStatus, patience: timedelta, now: datetime) -> timedelta | None:
-    """How long until the attempt counts as stalled, negative when it does.
+def until_stalled(run: Run) -> timedelta | None:
+    """The time until the attempt counts as stalled, negative when it does.
 
     None while its pods do not all run, and where rank 0 has never answered: what cannot be seen is no stall, and what
     keeps the operator from seeing it (a network policy) would end every attempt.
     """
-    if status.last_progress_time is None or not was_seen(status):
+    if run.status.last_progress_time is None or not was_seen(run.status):
         return None
-    return status.last_progress_time + patience - now
+    return run.status.last_progress_time + run.settings.stall_timeout - run.now
 
 
 def was_seen(status: RunStatus) -> bool:
-    """Whether rank 0 of the present attempt has ever shown its progress."""
+    """True if rank 0 of the present attempt has ever shown its progress."""
     return status.activity is not None
 
 
@@ -64,7 +66,7 @@ def short(value: float | None) -> float | None:
 
 
 def _duration(seconds: float) -> str:
-    """As kubectl writes durations: 45s, 12m, 3h5m, 2d4h."""
+    """Writes a duration as kubectl does: 45s, 12m, 3h5m, 2d4h."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{rest}s"

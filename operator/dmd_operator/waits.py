@@ -1,4 +1,4 @@
-"""Why an attempt's pods do not run yet, and what its owner can do about it."""
+"""The reasons why an attempt's pods do not run yet, each with its remedy."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ REMEDIES |= {"ImagePullBackOff": REMEDIES["ErrImagePull"], "ErrImageNeverPull": 
 
 @dataclass(frozen=True)
 class Wait:
-    """What is waited for.
+    """A reason to wait.
 
     Attributes:
         reason: a word in CamelCase, the scheduler's or the kubelet's own where there is one.
@@ -31,14 +31,14 @@ class Wait:
 
 
 def wait_of(job: ObservedJob, now: datetime) -> Wait | None:
-    """What `job` waits for; None where its pods run or are about to."""
+    """The reason why `job` waits; None where its pods run or are about to."""
     if job.suspended:
         return Wait("Queued", f"{job.name} is suspended until its queue admits it")
     made = len({pod.index for pod in job.pods})
     if made < max(job.completions, 1) and now - job.created >= WITHOUT_PODS:
-        why = "a quota, a service account that is not there, or the namespace's Pod Security level"
+        why = "a quota, a service account that does not exist, or the namespace's Pod Security level"
         count = f"{made} of {job.completions} pods" if made else "no pods"
-        return Wait("NoPods", f"{job.name} has made {count}: {why}; `kubectl describe job {job.name}` says which")
+        return Wait("NoPods", f"{job.name} has created {count}: {why}; `kubectl describe job {job.name}` says which")
     for pod in job.pods:
         if pod.waiting:
             reason = pod.waiting.partition(":")[0]

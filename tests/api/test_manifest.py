@@ -46,11 +46,11 @@ def test_examples_are_good(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "line"),
     [
-        ("spec.training.batchsize", 8, "spec.training.batchsize: is no field of the API; did you mean batchSize?"),
+        ("spec.training.batchsize", 8, "spec.training.batchsize: is not a field of the API; did you mean batchSize?"),
         (
             "spec.method.regression.wieght",
             1,
-            "spec.method.regression.wieght: is no field of the API; did you mean weight?",
+            "spec.method.regression.wieght: is not a field of the API; did you mean weight?",
         ),
         ("spec.training.batchSize", "many", "spec.training.batchSize: should be a valid integer"),
         ("spec.training.learningRate", -1, "spec.training.learningRate: should be greater than 0, but is -1"),
@@ -118,9 +118,9 @@ def test_several_problems_are_all_told() -> None:
         ("", "is empty"),
         ("a: 1\n---\nb: 2\n", "holds 2 documents"),
         ("a: [1\n", "line 2, column 1: not valid YAML"),
-        ("a: 1\na: 2\n", "the key 'a' is there twice"),
-        ("- a\n", "is no mapping"),
-        ("just text", "is no mapping"),
+        ("a: 1\na: 2\n", "the key 'a' appears twice"),
+        ("- a\n", "is not a mapping"),
+        ("just text", "is not a mapping"),
         ("\x00", "not valid YAML"),
     ],
 )

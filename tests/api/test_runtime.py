@@ -3,7 +3,8 @@
 from dmd_api.apps import stage_app
 from dmd_api.loading import parse_manifest
 from dmd_api.runtime import MANIFEST as MANIFEST_VARIABLE
-from dmd_api.runtime import TERMINATION_MESSAGE_BYTES, Stage, StageError, StageResult
+from dmd_api.runtime import TERMINATION_MESSAGE_BYTES, StageError, StageResult
+from dmd_api.stages import Stage
 from tests.conftest import MANIFEST
 
 

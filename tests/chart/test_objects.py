@@ -8,7 +8,7 @@ import pytest
 from dmd_api.apps import PROGRESS_PORT
 from dmd_api.crd import crd
 from dmd_api.loading import parse_manifest
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_operator.pods import Owner, attempt_objects
 from tests.chart.helm import NAMESPACE, Object, of_kind, only, render
 

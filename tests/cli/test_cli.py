@@ -71,8 +71,8 @@ def test_an_extra_that_is_missing_is_named(arguments: tuple[str, ...], extra: st
     ("arguments", "message"),
     [
         (("run", "none.yaml"), "none.yaml: no such file"),
-        (("run", "bad.yaml"), "spec.training.batchsize: is no field of the API; did you mean batchSize?"),
-        (("plan", "bad.yaml"), "spec.training.batchsize: is no field of the API; did you mean batchSize?"),
+        (("run", "bad.yaml"), "spec.training.batchsize: is not a field of the API; did you mean batchSize?"),
+        (("plan", "bad.yaml"), "spec.training.batchsize: is not a field of the API; did you mean batchSize?"),
         (("run", "good.yaml", "--processes", "3"), "--processes: spec.training.batchSize 8 is not a multiple"),
         (("run", "good.yaml", "--storage", "ftp://x/y"), "the scheme ftp:// is not known here"),
         (("sample", "no/such/folder", "--out", "x.png"), "is no diffusers pipeline's folder"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_api.status import RunStatus
 from dmdctl.cluster.cluster import not_found
 from dmdctl.cluster.log_lines import Line, Worker, format_line, in_order, latest, parse_line, worker_of

@@ -8,9 +8,10 @@ import pytest
 
 from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Progress, Stage
+from dmd_api.runtime import Progress
+from dmd_api.stages import Stage, stages_of
 from dmd_api.status import RunStatus
-from dmdctl.cluster.run_view import RunView, eta_seconds, exit_code, progress_of, read_status, stages, summary
+from dmdctl.cluster.run_view import RunView, eta_seconds, exit_code, progress_of, read_status, summary
 from dmdctl.display import describe
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -105,8 +106,8 @@ def test_a_run_that_no_operator_has_seen_is_said_to_wait_once() -> None:
 
 
 def test_without_a_regression_there_is_no_stage_of_pairs() -> None:
-    assert Stage.PREPARE not in stages({"method": {"name": "DMD2"}})
-    assert stages(SPEC) == list(Stage)
+    assert Stage.PREPARE not in stages_of({"method": {"name": "DMD2"}})
+    assert stages_of(SPEC) == list(Stage)
 
 
 DISTILL = {"stage": "distill", "step": 30, "total": 1500, "unit": "generator updates", "progress": "2%"}
@@ -165,7 +166,7 @@ def test_conditions_are_said_when_they_change_and_never_twice() -> None:
         (condition("Healthy", "True", "Running", "distill: attempt 1 runs"), []),
         (condition("Stalled", "True", "NoProgress", "its step has not moved"), ["stalled: its step has not moved"]),
         (condition("Stalled", "False", "Progressing"), ["not stalled any more"]),
-        (condition("Suspended", "True", "Suspended"), ["suspended; set spec.suspend to false to go on"]),
+        (condition("Suspended", "True", "Suspended"), ["suspended; set spec.suspend to false to resume"]),
         (condition("Suspended", "False", "Resumed"), ["resumed"]),
     ]
     for change, lines in steps:
@@ -183,7 +184,7 @@ def test_why_an_attempt_ended_is_said_by_its_event_or_else_by_the_condition(hear
     seen.see(resource(condition("Healthy", "False", "Disrupted", "worker 1 lost"), stage="distill", attempt=1))
     seen.hear({"type": "Normal", "note": "distill: attempt 1"})
     if hears:
-        seen.hear({"type": "Warning", "note": "distill: attempt 1 ended: worker 1 lost; it had come to step 4"})
+        seen.hear({"type": "Warning", "note": "distill: attempt 1 ended: worker 1 lost; it had reached step 4"})
     assert len(display.said()) == lines
 
 

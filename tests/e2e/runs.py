@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dmd_operator.pods import ATTEMPT, STAGE
+from dmd_api.labels import ATTEMPT, STAGE
 from tests.e2e.stack import TEAM, Stack, on_this_machine
 from tests.operator import live
 from tests.operator.live import eventually, status

@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import client, config, watch
 
-from dmd_api.runtime import Stage, StageResult
-from dmd_operator.pods import ATTEMPT, CONTAINER, DISTILLATION, STAGE
+from dmd_api.labels import ATTEMPT, CONTAINER, DISTILLATION, STAGE
+from dmd_api.runtime import StageResult
+from dmd_api.stages import Stage
 
 Ends = Callable[[dict[str, Any]], tuple[int, StageResult] | None]
 """How a pod ends, from the pod: its exit code and last words; None: it runs on."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dmd_operator.pods import STAGE
+from dmd_api.labels import STAGE
 from tests.chart.helm import CHART, RELEASE, helm
 from tests.chart.test_install import ASKED, ASKED_AT_HOME
 from tests.cluster.control_plane import ControlPlane

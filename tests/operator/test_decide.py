@@ -9,12 +9,13 @@ import pytest
 
 from dmd_api.exit_codes import ExitCode
 from dmd_api.manifest import DMDDistillation
-from dmd_api.runtime import PEER_LOST, Progress, Stage, StageError, StageResult
-from dmd_api.status import RunStatus
-from dmd_operator.conditions import STAGE_DONE
-from dmd_operator.decide import decide, stages
+from dmd_api.runtime import PEER_LOST, Progress, StageError, StageResult
+from dmd_api.stages import Stage, stages
+from dmd_api.status import STAGE_DONE, RunStatus
+from dmd_operator.decide import decide
+from dmd_operator.decision import Decision
 from dmd_operator.observed import DELETED, ObservedJob, ObservedPod
-from dmd_operator.run import Decision, Run
+from dmd_operator.run import Run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

@@ -12,7 +12,7 @@ import yaml
 from dmd_api import runtime
 from dmd_api.defaults import Defaults, resolve_defaults
 from dmd_api.loading import load_manifest
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_operator.pods import Owner, attempt_objects
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "distill-sd15.yaml"

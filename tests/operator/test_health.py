@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Progress, Stage
+from dmd_api.runtime import Progress
+from dmd_api.stages import Stage
 from dmd_api.status import RunStatus
 from dmd_operator.decide import decide
-from dmd_operator.run import Decision, Run
+from dmd_operator.decision import Decision
+from dmd_operator.run import Run
 from tests.operator.test_decide import NOW, SECOND, ended, job, look, manifest, reason, running
 
 COPIES = "the images of one condition become alike; raise spec.method.regression.weight"

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from dmd_api.apps import PROGRESS_PORT
-from dmd_api.runtime import Stage, StageError, StageResult
-from dmd_operator.pods import ATTEMPT, STAGE
+from dmd_api.labels import ATTEMPT, STAGE
+from dmd_api.runtime import StageError, StageResult
+from dmd_api.stages import Stage
 from dmd_trainer.runtime.progress import ProgressBoard, ProgressServer
 from tests.cluster.control_plane import ControlPlane
 from tests.operator import live

@@ -8,8 +8,8 @@ import pytest
 from dmd_api import runtime
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import DMDDistillation
-from dmd_api.runtime import Stage
-from dmd_operator.pods import GRACE_SECONDS, SHUTDOWN_SECONDS, Owner, attempt_objects
+from dmd_api.stages import GRACE_SECONDS, SHUTDOWN_SECONDS, Stage
+from dmd_operator.pods import Owner, attempt_objects
 
 
 def manifest(metadata: dict[str, Any] | None = None, **spec: Any) -> DMDDistillation:
@@ -54,7 +54,7 @@ def environment(job: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("stage", "pods", "processes", "limits"),
     [
-        (Stage.PREFLIGHT, 1, "8", None),
+        (Stage.PREFLIGHT, 1, "1", None),
         (Stage.PREPARE, 16, "1", {"amd.com/gpu": 1}),
         (Stage.DISTILL, 4, "8", {"amd.com/gpu": 8}),
         (Stage.EVALUATE, 4, "8", {"amd.com/gpu": 8}),

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dmd_api.manifest import Training
+from dmd_api.spec import Training
 from dmd_trainer.distributed.sharding import shard
 from dmd_trainer.families.teacher import load_teacher
 

@@ -10,7 +10,7 @@ import torch
 
 from dmd_api.errors import InfrastructureError
 from dmd_api.loading import parse_manifest
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.training.checkpoints import Checkpointer

@@ -14,7 +14,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from tests.stages import RUN_KEY, run_stage, start_stage, tracked_status
 from tests.trainer.test_text_to_image import text_manifest
 from tests.trainer.text_teachers import make_sd

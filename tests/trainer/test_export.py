@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Method
+from dmd_api.spec import Method
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.architectures import known_architecture

@@ -16,8 +16,8 @@ from torch import Tensor
 from dmd_api.errors import TrainingDivergedError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import parse_manifest
-from dmd_api.manifest import Spec
-from dmd_api.runtime import Stage
+from dmd_api.spec import Spec
+from dmd_api.stages import Stage
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.conditions.labels import ClassLabels

@@ -13,7 +13,8 @@ import pytest
 
 from dmd_api import runtime
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Stage, StageResult
+from dmd_api.runtime import StageResult
+from dmd_api.stages import Stage
 from dmdctl.local.local_runner import free_port
 from tests.stages import start_stage
 

@@ -9,7 +9,7 @@ import torch
 
 from dmd_api.errors import InterruptedRunError
 from dmd_api.loading import parse_manifest
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_trainer.data import pairs as pairs_module
 from dmd_trainer.data.pairs import Pairs, download_shards, shard_files, shard_is_intact, shard_key
 from dmd_trainer.diffusion.solvers import heun

@@ -6,7 +6,8 @@ import urllib.request
 
 import pytest
 
-from dmd_api.runtime import Progress, Stage
+from dmd_api.runtime import Progress
+from dmd_api.stages import Stage
 from dmd_trainer.runtime.progress import ProgressBoard, ProgressServer
 
 

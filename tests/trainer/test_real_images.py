@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location
+from dmd_api.spec import Location
 from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.data import image_set
 from dmd_trainer.data.digits import load_digits_images

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dmd_api.errors import InfrastructureError, InterruptedRunError
 from dmd_api.loading import parse_manifest
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.publishing.export import call_arguments, export_pipeline

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
-from dmd_api.manifest import Location, Regression
+from dmd_api.spec import Location, Regression
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss

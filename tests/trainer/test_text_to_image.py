@@ -17,8 +17,8 @@ from PIL import Image
 
 from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
-from dmd_api.manifest import Method, Prompts
-from dmd_api.runtime import Stage
+from dmd_api.spec import Method, Prompts
+from dmd_api.stages import Stage
 from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.conditions.prompts import read_prompts
 from dmd_trainer.diffusion.default_solver import fitting_solvers

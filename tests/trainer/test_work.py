@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import DMDDistillation
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_trainer.diffusion.default_solver import (
     SolverSteps,
     default_solver,

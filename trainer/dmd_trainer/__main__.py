@@ -3,7 +3,7 @@
 import sys
 
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 
 
 def _main() -> int:

@@ -10,10 +10,9 @@ from typing import Any
 
 import typer
 
-from dmd_api.runtime import Stage
-from dmd_operator.pods import ATTEMPT, CONTAINER, STAGE
+from dmd_api.labels import ATTEMPT, CONTAINER, INDEX, STAGE
+from dmd_api.stages import Stage
 
-INDEX = "batch.kubernetes.io/job-completion-index"
 COLOURS = (
     "cyan",
     "green",

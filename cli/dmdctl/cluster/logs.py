@@ -14,10 +14,9 @@ from rich.console import Console
 from dmd_api.crd import GROUP, PLURAL, VERSION
 from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Stage
-from dmd_api.status import RunStatus
-from dmd_operator.conditions import STAGE_DONE
-from dmd_operator.pods import DISTILLATION
+from dmd_api.labels import DISTILLATION
+from dmd_api.stages import Stage
+from dmd_api.status import STAGE_DONE, RunStatus
 from dmdctl.cluster.cluster import REQUEST_SECONDS, UNREACHABLE, Cluster, connect, find, message_of
 from dmdctl.cluster.following import REFUSALS, Objects, Outage, snapshots
 from dmdctl.cluster.log_lines import Line, Worker, format_line, in_order, latest, worker_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from kubernetes.aio.client import ApiException, CoreV1Api
 
-from dmd_operator.pods import CONTAINER
+from dmd_api.labels import CONTAINER
 from dmdctl.cluster.cluster import UNREACHABLE, Cluster, message_of
 from dmdctl.cluster.following import BACK_OFF_SECONDS
 from dmdctl.cluster.log_lines import Line, Worker, parse_line

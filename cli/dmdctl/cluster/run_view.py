@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Progress, Stage
-from dmd_api.status import Condition, RunStatus
-from dmd_operator.conditions import STAGE_DONE
+from dmd_api.runtime import Progress
+from dmd_api.stages import Stage, stages_of
+from dmd_api.status import STAGE_DONE, Condition, RunStatus
 from dmdctl.display import Display
 
 WARNING = "  [yellow]![/yellow]"
@@ -61,7 +61,7 @@ class RunView:
                 self._display.say("waiting for an operator to take it up")
             self._tell_conditions(status, joins=first)
             return False
-        for stage in stages(spec):
+        for stage in stages_of(spec):
             if stage in self._finished:
                 continue
             if status.is_true(STAGE_DONE[stage]):
@@ -123,11 +123,6 @@ def read_status(resource: Mapping[str, Any]) -> RunStatus:
         ) from error
 
 
-def stages(spec: Mapping[str, Any]) -> list[Stage]:
-    """The stages that a run has: without a regression there are no pairs to prepare."""
-    return [stage for stage in Stage if stage is not Stage.PREPARE or _at(spec, "method", "regression") is not None]
-
-
 def progress_of(status: RunStatus, now: datetime) -> Progress:
     """The present stage's progress, as rank 0 would have said it.
 
@@ -181,7 +176,7 @@ def condition_line(condition: Condition, before: Condition | None) -> str | None
     message = escape(condition.message or condition.reason)
     match condition.type, condition.status:
         case "Suspended", "True":
-            return f"{WARNING} suspended; set spec.suspend to false to go on"
+            return f"{WARNING} suspended; set spec.suspend to false to resume"
         case "Suspended", "False" if before is not None:
             return "resumed"
         case "Stalled", "True":
@@ -251,7 +246,7 @@ def _activity(status: RunStatus, now: datetime) -> str:
 def _began(stage: Stage, status: RunStatus, spec: Mapping[str, Any]) -> datetime:
     """When the stage before it was done."""
     assert status.start_time is not None
-    order = stages(spec)
+    order = stages_of(spec)
     before = order[: order.index(stage)]
     times = [condition.last_transition_time for s in before if (condition := status.condition(STAGE_DONE[s]))]
     return times[-1] if times else status.start_time

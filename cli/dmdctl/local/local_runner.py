@@ -20,13 +20,15 @@ from torchx.specs import macros
 
 from dmd_api import runtime
 from dmd_api.apps import stage_app
+from dmd_api.causes import root_cause
 from dmd_api.exit_codes import ExitCode
 from dmd_api.manifest import DMDDistillation
-from dmd_api.runtime import Progress, Stage, StageError, StageResult
+from dmd_api.runtime import Progress, StageError, StageResult
+from dmd_api.stages import SHUTDOWN_SECONDS, Stage
 
 POLL_SECONDS = 0.25
-GRACE_SECONDS = 120
-"""Seconds that workers have for a checkpoint; launchers have a little more before they are killed."""
+GRACE_SECONDS = SHUTDOWN_SECONDS + 30
+"""The time from the first Ctrl-C until launchers are killed: a little more than their workers get for a checkpoint."""
 
 
 class StageScheduler(LocalScheduler):  # type: ignore[misc]
@@ -114,7 +116,7 @@ class LocalRun:
                 if self.interrupts.count and stopped_at is None:
                     stopped_at = time.monotonic()
                     _signal(scheduler.processes, signal.SIGTERM)
-                if stopped_at and (self.interrupts.count > 1 or time.monotonic() - stopped_at > GRACE_SECONDS + 30):
+                if stopped_at and (self.interrupts.count > 1 or time.monotonic() - stopped_at > GRACE_SECONDS):
                     break
                 progress = read_progress(progress_address)
                 if progress is not None:
@@ -133,7 +135,7 @@ class LocalRun:
         return {
             runtime.TERMINATION_LOG: termination,
             runtime.SCRATCH: f"{self.scratch}/node-{macros.replica_id}",
-            runtime.SHUTDOWN_TIMEOUT: str(GRACE_SECONDS),
+            runtime.SHUTDOWN_TIMEOUT: str(SHUTDOWN_SECONDS),
             runtime.END_WITH_PARENT: "1",
             # One core for each thread: threads that wait for a core cost more than they compute.
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share)),
@@ -147,13 +149,8 @@ class LocalRun:
             file = folder / f"termination-{replica}.json"
             if file.exists():
                 results.append(StageResult.model_validate_json(file.read_text()))
-        errors = [result for result in results if result.error is not None]
-        for result in errors:
-            assert result.error is not None
-            if result.error.exit_code not in (ExitCode.INTERRUPTED, ExitCode.INFRASTRUCTURE):
-                return result
-        if errors:
-            return errors[0]
+        if (cause := root_cause(results)) is not None:
+            return cause
         allowed = (ExitCode.DONE, ExitCode.GATES_FAILED)
         if len(results) == len(codes) and all(code in allowed for code in codes):
             return results[0]

@@ -11,9 +11,11 @@ from rich.console import Console
 
 from dmd_api.defaults import Defaults, resolve_defaults
 from dmd_api.errors import BadInputError
-from dmd_api.exit_codes import ExitCode
-from dmd_api.manifest import DMDDistillation, Workers, manifest_hash
-from dmd_api.runtime import Stage, StageResult
+from dmd_api.exit_codes import RETRYABLE, ExitCode
+from dmd_api.manifest import DMDDistillation, manifest_hash
+from dmd_api.runtime import StageResult
+from dmd_api.spec import Workers
+from dmd_api.stages import Stage, stages
 from dmd_api.uris import STORAGE_SCHEMES, TRACKING_SCHEMES, parse_uri
 from dmd_trainer.evaluation.report import Report
 from dmd_trainer.runtime.storage import Storage, open_storage
@@ -24,7 +26,6 @@ from dmdctl.local.summary import show_summary
 from dmdctl.manifest_file import read_manifest
 
 RUNS = Path("dmd-runs")
-RETRYABLE = {ExitCode.UNEXPECTED, ExitCode.INFRASTRUCTURE}
 BACK_OFF_SECONDS = (5.0, 60.0)
 
 
@@ -65,7 +66,7 @@ def run_manifest(
 
 def _run_stages(run: LocalRun, place: Storage, display: Display) -> StageResult | None:
     """Runs the stages that are not done; the result of the one that failed, or None."""
-    for stage in Stage:
+    for stage in stages(run.manifest):
         display.start(stage)
         if _is_finished(place, stage, run.manifest):
             display.finish(stage, "done before")

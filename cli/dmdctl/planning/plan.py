@@ -11,9 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dmd_api.manifest import DMDDistillation, manifest_hash
-from dmd_api.runtime import Stage
-from dmd_operator.decide import stages
-from dmd_operator.pods import nodes
+from dmd_api.stages import Stage, stages
 from dmd_trainer.planning.gpus import find_gpu
 from dmd_trainer.planning.teacher import architecture_of, at_hand
 from dmd_trainer.planning.work import Work, count_work
@@ -76,13 +74,12 @@ def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None
 
 def _objects(manifest: DMDDistillation) -> Table:
     """The table of what the operator creates: an Indexed Job and a headless Service for each attempt at a stage."""
-    name, per_node = manifest.metadata.name, manifest.spec.workers.processes_per_node
     table = Table(title="Kubernetes objects", title_justify="left", box=None, pad_edge=False, header_style="dim")
     for column in ("Job and Service", "pods", "processes a pod"):
         table.add_column(column)
     for stage in stages(manifest):
-        alone = stage in {Stage.PREFLIGHT, Stage.PREPARE}
-        table.add_row(f"{name}-{stage}-1", str(nodes(manifest, stage)), "1" if alone else str(per_node))
+        size = stage.size(manifest.spec)
+        table.add_row(f"{manifest.metadata.name}-{stage}-1", str(size.nodes), str(size.processes_per_node))
     return table
 
 

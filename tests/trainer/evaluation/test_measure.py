@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location
+from dmd_api.spec import Location
 from dmd_trainer.data.digits import load_digits_images
 from dmd_trainer.evaluation.features import InceptionFeatures, load_features
 from dmd_trainer.evaluation.reference import reference_features
@@ -24,7 +24,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch, torch.distributed as dist
-from dmd_api.manifest import Location
+from dmd_api.spec import Location
 from dmd_trainer.conditions.labels import ClassLabels
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.measure import Samples, measure

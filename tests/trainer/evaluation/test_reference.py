@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location
+from dmd_api.spec import Location
 from dmd_trainer.conditions.labels import Unconditional
 from dmd_trainer.data import image_set
 from dmd_trainer.data.emoji import load_emoji

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Prompts
+from dmd_api.spec import Prompts
 from dmd_trainer.runtime.fetch import local_path
 
 COLUMNS = ("text", "caption", "prompt")

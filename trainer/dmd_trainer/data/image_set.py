@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location
+from dmd_api.spec import Location
 from dmd_trainer.data.decoding import decode, in_threads
 from dmd_trainer.data.files import Files, find_files
 from dmd_trainer.data.formats import COUNTS, find_shards, is_known

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location
+from dmd_api.spec import Location
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.data.image_set import ImageSet, Row
 from dmd_trainer.runtime.storage import Storage

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dmd_api.manifest import Method
+from dmd_api.spec import Method
 from dmd_trainer.diffusion.prediction import Prediction
 
 

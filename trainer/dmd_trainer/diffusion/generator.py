@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmd_api.manifest import Method
+from dmd_api.spec import Method
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.randomness import further_noise
 from dmd_trainer.diffusion.schedules import Schedule, add_noise

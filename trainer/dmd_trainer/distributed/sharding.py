@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from dmd_api.manifest import Training
+from dmd_api.spec import Training
 
 
 def prepare(module: nn.Module, training: Training) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from dmd_api.manifest import Spec, Training
+from dmd_api.spec import Spec, Training
 from dmd_trainer.diffusion.denoiser import Denoiser
 from dmd_trainer.diffusion.generator import Generator, generator_timesteps
 from dmd_trainer.diffusion.solvers import guide

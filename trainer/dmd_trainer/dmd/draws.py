@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmd_api.manifest import Spec
+from dmd_api.spec import Spec
 from dmd_trainer.conditions.base import Conditions, Drawn
 from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.diffusion.randomness import KeyedRandom

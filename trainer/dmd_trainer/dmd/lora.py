@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dmd_api.manifest import Lora
+from dmd_api.spec import Lora
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from dmd_api.errors import TrainingDivergedError
-from dmd_api.manifest import Training
+from dmd_api.spec import Training
 from dmd_trainer.distributed.collectives import average_gradients
 from dmd_trainer.distributed.sharding import prepare, shard
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Regression
+from dmd_api.spec import Regression
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.autoencoder import Pixels
 

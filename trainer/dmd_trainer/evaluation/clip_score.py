@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Evaluation, Location
+from dmd_api.spec import Evaluation, Location
 from dmd_trainer.evaluation.features import clip_digest, clip_image_embeddings, is_clip, load_clip, projected
 from dmd_trainer.runtime.fetch import local_path
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location
+from dmd_api.spec import Location
 from dmd_trainer.data.decoding import in_threads, to_tensor
 from dmd_trainer.data.image_set import ImageSet
 from dmd_trainer.evaluation.features import FeatureExtractor

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from dmd_api.manifest import Gate
+from dmd_api.spec import Gate
 
 METRICS = ("fid", "precision", "recall", "coverage", "accuracy", "clip_score")
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Location
+from dmd_api.spec import Location
 from dmd_trainer.runtime.fetch import local_path
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from dmd_api.manifest import Spec
+from dmd_api.spec import Spec
 
 WINDOW = 3
 """A measure counts as the median of its last so many values: one odd value raises no alarm."""

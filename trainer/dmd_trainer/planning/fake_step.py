@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmd_api.manifest import Lora
+from dmd_api.spec import Lora
 from dmd_trainer.diffusion.denoiser import Denoiser, Guided
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.prediction import Prediction

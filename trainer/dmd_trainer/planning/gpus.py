@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import DMDDistillation
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_trainer.planning.work import Work
 
 UTILISATION = 0.4

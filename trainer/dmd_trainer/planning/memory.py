@@ -12,7 +12,8 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from dmd_api.manifest import DMDDistillation, Lora
+from dmd_api.manifest import DMDDistillation
+from dmd_api.spec import Lora
 from dmd_trainer.distributed.sharding import blocks
 from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.dmd.lora import add_lora

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dmd_api.manifest import DMDDistillation, Spec
-from dmd_api.runtime import Stage
+from dmd_api.manifest import DMDDistillation
+from dmd_api.spec import Spec
+from dmd_api.stages import Stage
 from dmd_trainer.diffusion.default_solver import evaluations, teacher_sampling
 from dmd_trainer.diffusion.prediction import Prediction, prediction_of
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dmd_api.manifest import Lora
+from dmd_api.spec import Lora
 from dmd_trainer.dmd.lora import add_lora
 
 

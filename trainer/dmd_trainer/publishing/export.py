@@ -21,7 +21,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Lora, Method
+from dmd_api.spec import Lora, Method
 from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import Schedule
 from dmd_trainer.families.networks import ship_code

@@ -12,7 +12,7 @@ import torch
 
 from dmd_api.errors import InterruptedRunError
 from dmd_api.manifest import DMDDistillation
-from dmd_api.runtime import Stage
+from dmd_api.stages import Stage
 from dmd_trainer.runtime.progress import ProgressBoard
 from dmd_trainer.runtime.storage import Storage
 

@@ -19,8 +19,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dmd_api import runtime
+from dmd_api.causes import root_cause
 from dmd_api.exit_codes import ExitCode
-from dmd_api.runtime import Stage, StageError, StageResult
+from dmd_api.runtime import StageError, StageResult
+from dmd_api.stages import SHUTDOWN_SECONDS, Stage
 
 RESULTS = "DMD_RESULTS"
 """The folder in which each worker leaves its `rank-N.json`, a `StageResult`."""
@@ -55,28 +57,27 @@ def _exit_interrupted(signum: int, frame: FrameType | None) -> None:
 def _launch(stage: Stage, results: Path) -> StageResult:
     nodes = int(os.environ.get(runtime.NODES, "1"))
     node_rank = int(os.environ.get(runtime.NODE_RANK) or os.environ.get(runtime.COMPLETION_INDEX, "0"))
-    # Preparing needs no collective: every agent is alone, and a worker's number says which shards are its.
-    alone = nodes == 1 or stage in {Stage.PREFLIGHT, Stage.PREPARE}
+    alone = nodes == 1 or not stage.collective
     timeout = int(os.environ.get(runtime.RENDEZVOUS_TIMEOUT, "900"))
     config = LaunchConfig(
         min_nodes=1 if alone else nodes,
         max_nodes=1 if alone else nodes,
-        nproc_per_node=1 if stage == Stage.PREFLIGHT else int(os.environ.get(runtime.PROCESSES_PER_NODE, "1")),
+        nproc_per_node=int(os.environ.get(runtime.PROCESSES_PER_NODE, "1")),
         run_id=f"{os.environ.get(runtime.RUN_KEY, 'run')}-{stage}-{os.environ.get(runtime.ATTEMPT, '1')}",
         rdzv_backend="c10d" if alone else "static",
         rdzv_endpoint="localhost:0" if alone else os.environ[runtime.RENDEZVOUS],
         rdzv_configs={"timeout": timeout} if alone else {"timeout": timeout, "rank": node_rank},
         max_restarts=0,
-        shutdown_timeout=int(os.environ.get(runtime.SHUTDOWN_TIMEOUT, "120")),
+        shutdown_timeout=int(os.environ.get(runtime.SHUTDOWN_TIMEOUT, str(SHUTDOWN_SECONDS))),
     )
     started = time.monotonic()
     try:
         elastic_launch(config, sys.executable)("-m", "dmd_trainer.runtime.worker", str(stage))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return _root_cause(results) or _from_exit_code(stage, rank, failure.exitcode)
+        return root_cause(_read_results(results)) or _from_exit_code(stage, rank, failure.exitcode)
     except SignalException:
-        return _root_cause(results) or StageResult(
+        return root_cause(_read_results(results)) or StageResult(
             stage=stage,
             error=StageError(
                 reason="Interrupted",
@@ -87,7 +88,7 @@ def _launch(stage: Stage, results: Path) -> StageResult:
     except DistError as error:
         # The agents' own store: what its end means shows in when it ended.
         waited = time.monotonic() - started >= timeout
-        return _root_cause(results) or _without_peers(stage, nodes, timeout if waited else None, error)
+        return root_cause(_read_results(results)) or _without_peers(stage, nodes, timeout if waited else None, error)
     return _read_results(results)[0]
 
 
@@ -106,21 +107,6 @@ def _read_results(folder: Path) -> list[StageResult]:
     """The workers' results, that of the lowest rank first."""
     files = sorted(folder.glob("rank-*.json"))
     return [StageResult.model_validate_json(file.read_text()) for file in files]
-
-
-def _root_cause(folder: Path) -> StageResult | None:
-    """Of several workers' errors the one that the others follow from.
-
-    One worker's failure ends its peers: they are interrupted, or find their collective broken.
-    """
-    consequences = [ExitCode.INFRASTRUCTURE, ExitCode.INTERRUPTED]
-
-    def order(result: StageResult) -> int:
-        assert result.error is not None
-        code = result.error.exit_code
-        return consequences.index(ExitCode(code)) + 1 if code in consequences else 0
-
-    return min((r for r in _read_results(folder) if r.error is not None), key=order, default=None)
 
 
 def _from_exit_code(stage: Stage, rank: int, code: int) -> StageResult:

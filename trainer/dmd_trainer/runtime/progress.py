@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from dmd_api.runtime import Progress, Stage
+from dmd_api.runtime import Progress
+from dmd_api.stages import Stage
 
 MESSAGES = 20
 

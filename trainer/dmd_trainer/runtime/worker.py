@@ -15,15 +15,14 @@ from dmd_api import runtime
 from dmd_api.errors import DMDError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import parse_manifest
-from dmd_api.runtime import Stage, StageError, StageResult
+from dmd_api.runtime import StageError, StageResult
+from dmd_api.stages import Stage
 from dmd_trainer.distributed.collectives import local_rank, start_process_group
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.launcher import RESULTS, end_with_parent
 from dmd_trainer.runtime.progress import ProgressBoard, ProgressServer
 from dmd_trainer.runtime.storage import open_storage
 
-COLLECTIVE_STAGES = {Stage.DISTILL, Stage.EVALUATE}
-TRACKED_STAGES = {Stage.DISTILL, Stage.EVALUATE}
 LOST_PEER = ("connection closed by peer", "connection reset", "connection refused", "timed out", "gloo", "nccl")
 """What PyTorch's collectives say, in plain RuntimeErrors, when another rank is gone."""
 
@@ -76,10 +75,10 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
     module = import_module(f"dmd_trainer.stages.{stage}")
     address = os.environ.get(runtime.PROGRESS_ADDRESS, "") if rank == 0 else ""
     with ProgressServer(board, address):
-        if stage in COLLECTIVE_STAGES:
+        if stage.collective:
             start_process_group(device)
         try:
-            if rank == 0 and stage in TRACKED_STAGES:
+            if rank == 0 and stage.tracked:
                 from dmd_trainer.tracking.client import TrackedRun
                 from dmd_trainer.tracking.tracker import Tracker
 
@@ -104,14 +103,14 @@ def _json(text: str) -> object:
 
 def _rank(stage: Stage) -> int:
     """The worker's global number; stages without collectives count it themselves, since their agents are alone."""
-    if stage in COLLECTIVE_STAGES:
+    if stage.collective:
         return int(os.environ["RANK"])
     node = int(os.environ.get(runtime.NODE_RANK) or os.environ.get(runtime.COMPLETION_INDEX, "0"))
     return node * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + local_rank()
 
 
 def _world_size(stage: Stage) -> int:
-    if stage in COLLECTIVE_STAGES:
+    if stage.collective:
         return int(os.environ["WORLD_SIZE"])
     return int(os.environ.get(runtime.NODES, "1")) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 

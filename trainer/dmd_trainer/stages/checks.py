@@ -6,7 +6,7 @@ import torch
 
 from dmd_api import runtime
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Spec
+from dmd_api.spec import Spec
 from dmd_trainer.diffusion.solvers import guide, teacher_solver
 from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.dmd.initial_weights import check_initial_weights

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dmd_api.errors import BadInputError
-from dmd_api.manifest import Prompts
+from dmd_api.spec import Prompts
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.conditions.prompts import read_prompts

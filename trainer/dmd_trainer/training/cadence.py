@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from dmd_api.manifest import Spec
+from dmd_api.spec import Spec
 
 LOG_EVERY = 10
 """Generator updates between two points of the curves of losses and health."""

@@ -1,0 +1,11 @@
+"""The names by which an attempt's Jobs and pods are found: labels and the trainer's container."""
+
+DISTILLATION = "dmd-operator.io/distillation"
+"""The label that holds the resource's name."""
+STAGE = "dmd-operator.io/stage"
+ATTEMPT = "dmd-operator.io/attempt"
+CONTAINER = "trainer"
+"""The container of a pod that runs the stage."""
+JOB_NAME = "batch.kubernetes.io/job-name"
+INDEX = "batch.kubernetes.io/job-completion-index"
+"""Kubernetes' label for a pod's number in its Job, which is its worker's."""
