@@ -21,13 +21,14 @@ from dmd_trainer.registry import GENERATOR_TAG, check_reachable, register_genera
 from dmd_trainer.teachers import load_teacher
 from dmd_trainer.tracking import mlflow_client
 from dmdctl.local_runner import free_port
+from tests.stages import new_database
 
 
 @pytest.fixture(scope="module")
 def registered(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A registry with one generator, `tiny@champion`, and its pipeline's folder."""
     folder = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = new_database(folder)
     teacher = load_teacher(tiny_teacher)
     weights = teacher.denoiser.network.state_dict()
     export_pipeline(teacher, weights, [999], folder / "pipeline", CardFacts("tiny", "file:///t", "DMD", "abc", "1"))

@@ -10,6 +10,7 @@ from dmd_trainer.storage import FileStorage
 from dmd_trainer.tracking import RUN_KEY_TAG, UNSENT, Tracker, mlflow_client, parameters
 from dmdctl.local_runner import free_port
 from tests.servers import Server, start_mlflow
+from tests.stages import new_database
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_what_was_not_sent_is_sent_by_the_next_tracker(tmp_path: Path, monkeypat
     assert (storage / UNSENT).exists()
 
     # Another machine: the spool is gone, the storage is there.
-    url = f"sqlite:///{tmp_path}/mlflow.db"
+    url = new_database(tmp_path)
     found = Tracker(url, "tests", "run", "key", tmp_path / "second", FileStorage(storage))
     assert found.flush(60)
     run_id = found.run_id
@@ -83,7 +84,7 @@ def test_what_was_not_sent_is_sent_by_the_next_tracker(tmp_path: Path, monkeypat
 
 
 def test_stages_of_one_run_share_one_mlflow_run(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/mlflow.db"
+    url = new_database(tmp_path)
     ids = []
     for key in ("key", "key", "other"):
         with tracker(url, tmp_path / key, key) as tracking:
@@ -94,7 +95,7 @@ def test_stages_of_one_run_share_one_mlflow_run(tmp_path: Path) -> None:
 
 
 def test_a_refused_record_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/mlflow.db"
+    url = new_database(tmp_path)
     with tracker(url, tmp_path) as tracking:
         tracking.log_params({"a": "1"})
         tracking.log_params({"a": "2"})  # MLflow refuses to change a parameter
