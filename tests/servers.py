@@ -20,7 +20,7 @@ from pathlib import Path
 from dmdctl.local_runner import free_port
 from tests.stages import new_database
 
-DEADLINE = 90.0
+DEADLINE = 180.0
 LOOPBACK = "127.0.0.1"
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 

@@ -87,6 +87,7 @@ def gradients(
     return found
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("processes", ["2", "4", "2 sharded", "4 sharded"])
 def test_any_number_of_processes_gives_the_same_gradients(
     gradients: dict[str, dict[str, torch.Tensor]], processes: str
@@ -94,6 +95,7 @@ def test_any_number_of_processes_gives_the_same_gradients(
     assert_alike(gradients[f"pixels {processes}"], gradients["pixels 1"], rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.timeout(600)
 def test_sharded_adapters_get_the_same_gradients(gradients: dict[str, dict[str, torch.Tensor]]) -> None:
     expected = gradients["adapters 1"]
     assert sum("lora" in name and bool(value.any()) for name, value in expected.items()) > 10
