@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 NONE_CHOSEN = test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
+.PHONY: help setup demo test test-local test-control-plane build-cluster bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -32,10 +32,22 @@ setup: $(VENV)/.stamp ## Make the virtual environment with pinned dependencies
 demo: setup ## Distil the digits teacher into a one-step generator on this machine
 	$(BIN)/dmdctl run examples/distill-digits.yaml
 
-test: setup ## Run all tests: those that need no cluster beside each other, the others one by one
+test: setup ## Run all tests: those that need nodes one by one in the end, while the others run what they need is built
+	$(MAKE) --no-print-directory --jobs=3 test-local test-control-plane build-cluster
+	$(BIN)/pytest -m nodes $(ARGS) || $(NONE_CHOSEN)
+
+test-local: setup
 	$(BIN)/pytest -n 3 --dist worksteal -m "not cluster" $(ARGS) || $(NONE_CHOSEN)
+
+# These mostly wait. They are shown when they are over: lines of two test runs would get mixed up.
+test-control-plane: setup
+	@log=$$(mktemp); \
+	{ $(BIN)/python -m tests.cluster build control-plane && \
+	  { $(BIN)/pytest -m "cluster and not nodes" $(ARGS) || $(NONE_CHOSEN); }; } > $$log 2>&1; \
+	code=$$?; cat $$log; rm $$log; exit $$code
+
+build-cluster: setup
 	$(BIN)/python -m tests.cluster build
-	$(BIN)/pytest -m cluster $(ARGS) || $(NONE_CHOSEN)
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)

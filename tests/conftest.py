@@ -13,13 +13,28 @@ from tests.cluster.fixtures import api, cluster
 __all__ = ["api", "cluster"]
 
 TINY_CHANNELS = (8, 16)
+WITHOUT_KUBERNETES = {
+    Path(__file__).parent / name
+    for name in ("trainer", "benchmarks", "cli/test_shrink.py", "cli/test_plan.py", "cli/test_run.py")
+}
+"""Whose imports take longest, and where nothing asks for a cluster."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spares a run of tests that need Kubernetes the imports of those that never do."""
+    kubernetes_alone = config.getoption("markexpr") in {"nodes", "cluster", "cluster and not nodes"}
+    return True if kubernetes_alone and collection_path in WITHOUT_KUBERNETES else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what asks for a cluster: `make test` runs it apart, one after the other, with one cluster for all."""
+    """Marks what asks for a cluster, and what for its nodes: `make test` runs these apart, one after the other."""
     for item in items:
         if isinstance(item, pytest.Function) and {"api", "cluster"} & set(item.fixturenames):
+            if WITHOUT_KUBERNETES & {item.path, *item.path.parents}:
+                raise pytest.UsageError(f"{item.nodeid} asks for a cluster: take its file out of WITHOUT_KUBERNETES")
             item.add_marker(pytest.mark.cluster)
+            if "cluster" in item.fixturenames:
+                item.add_marker(pytest.mark.nodes)
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,20 @@
-"""Running stages as whoever starts them does: a process with the environment of `dmd_api.runtime`."""
+"""Running stages in processes, with the environment of `dmd_api.runtime` as whoever starts them, or in this one."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from dmd_api import runtime
 from dmd_api.apps import stage_app
@@ -59,18 +64,43 @@ class StageProcess:
         return StageResult.model_validate_json(self.termination.read_text())
 
 
+@cache
+def _empty_database() -> tempfile.TemporaryDirectory[str]:
+    """A folder with an MLflow database without any run, as long as this process lives: making one takes seconds."""
+    from mlflow import MlflowClient
+
+    folder = tempfile.TemporaryDirectory(prefix="dmd-tests-")
+    MlflowClient(f"sqlite:///{folder.name}/mlflow.db").search_experiments()
+    return folder
+
+
+def new_database(folder: Path) -> str:
+    """The URI of an MLflow database in `folder`, made if it is not there."""
+    path = folder / "mlflow.db"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(_empty_database().name, path.name), path)
+    return f"sqlite:///{path}"
+
+
+def _complete(manifest: dict[str, Any], folder: Path, processes: int) -> dict[str, Any]:
+    """The manifest with what whoever starts a stage adds: storage and tracking, below `folder` where it names none."""
+    content: dict[str, Any] = json.loads(json.dumps(manifest))
+    content["spec"].setdefault("storage", {"uri": (folder / "storage").as_uri()})
+    if "uri" not in content["spec"]["tracking"]:
+        content["spec"]["tracking"]["uri"] = new_database(folder)
+    content["spec"]["workers"] = {"nodes": 1, "processesPerNode": processes}
+    return content
+
+
 def start_stage(
     stage: Stage, manifest: dict[str, Any], folder: Path, *, processes: int = 1, attempt: int = 1, **environment: str
 ) -> StageProcess:
     """Starts an attempt at a stage, storage and tracking below `folder`."""
-    content = json.loads(json.dumps(manifest))
-    content["spec"].setdefault("storage", {"uri": (folder / "storage").as_uri()})
-    content["spec"]["tracking"].setdefault("uri", f"sqlite:///{folder}/mlflow.db")
-    content["spec"]["workers"] = {"nodes": 1, "processesPerNode": processes}
     address = f"127.0.0.1:{free_port()}"
     termination = folder / f"{stage}-{attempt}.json"
     app = stage_app(
-        parse_manifest(content),
+        parse_manifest(_complete(manifest, folder, processes)),
         stage,
         run_key=RUN_KEY,
         attempt=attempt,
@@ -113,3 +143,49 @@ def tracked_status(folder: Path) -> str:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments, f"tags.`{RUN_KEY_TAG}` = '{RUN_KEY}'")
     return str(run.info.status)
+
+
+def run_stage_here(stage: Stage, manifest: dict[str, Any], folder: Path) -> StageResult:
+    """Runs a stage's only worker in this process, which has imported what it needs; there is no launcher."""
+    from dmd_trainer.runtime import launcher, worker
+
+    content = parse_manifest(_complete(manifest, folder, processes=1))
+    variables = {
+        launcher.RESULTS: str(folder),
+        runtime.MANIFEST: content.model_dump_json(by_alias=True),
+        runtime.RUN_KEY: RUN_KEY,
+        runtime.SCRATCH: str(folder / "scratch"),
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    with (
+        _own_signals_and_threads(),
+        patch.dict(os.environ, variables),
+        patch.object(worker, "end_with_parent"),
+        patch.object(sys, "argv", ["worker", str(stage)]),
+    ):
+        worker.main()
+    return StageResult.model_validate_json((folder / "rank-00000.json").read_text())
+
+
+@contextmanager
+def _own_signals_and_threads() -> Iterator[None]:
+    """Restores what a worker changes of its process, and leaves no process group behind, as its end would."""
+    import torch
+    import torch.distributed as dist
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

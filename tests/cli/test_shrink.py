@@ -1,34 +1,57 @@
-"""`dmdctl run --shrink`: every recipe in examples/ goes through all stages, its architecture made small."""
+"""`dmdctl run --shrink`: recipes in examples/ go through all stages, their architectures made small."""
 
 import json
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from diffusers import DiffusionPipeline
 
-from dmd_api import runtime
 from dmd_api.exit_codes import ExitCode
-from dmd_api.loading import load_manifest, parse_manifest
+from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation
-from dmd_api.runtime import StageResult
-from dmd_api.stages import Stage, stages
+from dmd_api.runtime import Stage
+from dmd_api.stages import stages
 from dmd_trainer.families.architectures import KNOWN, known_architecture
 from dmd_trainer.families.shrinking import save_shrunken_teacher, shrink_network
 from dmd_trainer.families.teacher import load_teacher
-from dmd_trainer.runtime import launcher, worker
-from dmdctl.local.local_runner import free_port
-from dmdctl.local.run import with_local_defaults, with_processes
 from dmdctl.local.shrink import shrink
 from tests.cli.test_cli import dmdctl
+from tests.stages import RUN_KEY, run_stage_here
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 METHOD = {"pairs", "solver_steps", "features", "init_from"}
 """What of the method `--shrink` may change."""
+BY_THE_COMMAND = "distill-sdxl-dmd2-lora"
+"""The recipe that `dmdctl` itself runs, in several processes."""
+
+
+def parts_of(recipe: DMDDistillation) -> set[str]:
+    """What a whole run of this recipe puts together."""
+    method = recipe.spec.method
+    parts = {method.name, f"fake score: {method.fake_score_updates > 0}", f"steps: {method.generator_steps > 1}"}
+    parts |= {name for name in ("gan", "lora", "init_from") if getattr(method, name) is not None}
+    return parts | ({f"pairs: {method.regression.loss}"} if method.regression else set())
+
+
+def whole_runs() -> list[Path]:
+    """Recipes that put together what no other one of the same teacher, precision and sharding does."""
+    recipes = {path: load_manifest(path) for path in EXAMPLES}
+    chosen: list[Path] = []
+    # Those of many parts first: they stand for those of some of these parts.
+    for path, recipe in sorted(
+        recipes.items(), key=lambda item: (-len(parts_of(item[1])), item[0].stem != BY_THE_COMMAND)
+    ):
+        others = (recipes[other] for other in chosen)
+        alike = (other for other in others if _setting(other) == _setting(recipe))
+        if not any(parts_of(recipe) <= parts_of(other) for other in alike):
+            chosen.append(path)
+    assert {path.stem for path in chosen} >= {BY_THE_COMMAND}
+    return sorted(chosen)
+
+
+def _setting(recipe: DMDDistillation) -> tuple[str, str, str]:
+    training = recipe.spec.training
+    return recipe.spec.teacher.uri, training.precision, training.sharding
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -69,59 +92,22 @@ def test_a_shrunken_teacher_is_built_like_the_real_one(name: str, tmp_path: Path
         DiffusionPipeline.from_pretrained(tmp_path, **absent)
 
 
-@contextmanager
-def as_only_worker(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
-    """What the launcher tells a stage's only process; the process itself is this one."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    threads = torch.get_num_threads()
-    variables = {
-        launcher.RESULTS: folder,
-        runtime.RUN_KEY: "run",
-        runtime.SCRATCH: folder / "scratch",
-        "RANK": 0,
-        "LOCAL_RANK": 0,
-        "WORLD_SIZE": 1,
-        "LOCAL_WORLD_SIZE": 1,
-        "MASTER_ADDR": "127.0.0.1",
-    }
-    with monkeypatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, str(value))
-        patch.setattr(worker, "end_with_parent", lambda: None)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_recipe_runs_through_all_stages(
-    path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path_factory.mktemp(path.stem)
-    small = with_processes(shrink(load_manifest(path), folder / "inputs"), 1)
-    tracking = f"sqlite:///{tmp_path_factory.getbasetemp()}/mlflow.db"  # one for all: making it takes a while
-    small = with_local_defaults(small, (folder / "storage").as_uri(), tracking)
-    content = small.model_dump(mode="json", by_alias=True, exclude_none=True)
-    with as_only_worker(monkeypatch, folder):
-        monkeypatch.setenv(runtime.MANIFEST, parse_manifest(content).model_dump_json(by_alias=True))
-        for stage in Stage:
-            monkeypatch.setattr(sys, "argv", ["worker", str(stage)])
-            monkeypatch.setenv("MASTER_PORT", str(free_port()))
-            code = worker.main()
-            result = StageResult.model_validate_json((folder / "rank-00000.json").read_text())
-            assert code == ExitCode.DONE, (stage, result.error)
-    assert (folder / "storage" / "run" / "report.json").is_file()
+def test_every_recipe_is_accepted_by_its_stages(path: Path, tmp_path: Path) -> None:
+    """By all of them where no other recipe does the same, else by preflight."""
+    whole = path in whole_runs() and path.stem != BY_THE_COMMAND
+    content = shrink(load_manifest(path), tmp_path / "inputs").model_dump(mode="json", by_alias=True, exclude_none=True)
+    for stage in Stage if whole else [Stage.PREFLIGHT]:
+        result = run_stage_here(stage, content, tmp_path)
+        assert result.error is None, (stage, result.error)
+    assert (tmp_path / "storage" / RUN_KEY / "report.json").is_file() == whole
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_command_shards_where_the_recipe_does_and_keeps_apart(tmp_path: Path) -> None:
-    recipe = next(path for path in EXAMPLES if "sdxl-dmd2-lora" in path.stem)
+    recipe = next(path for path in EXAMPLES if path.stem == BY_THE_COMMAND)
     done = dmdctl("run", recipe, "--shrink", folder=tmp_path, timeout=500)
     assert done.returncode == ExitCode.DONE, done.stdout + done.stderr
     assert {path.name for path in (tmp_path / "dmd-runs").iterdir()} == {"shrunken"}

@@ -42,15 +42,19 @@ def down() -> None:
         print(f"# {name} was left behind, and is removed")
 
 
-def build() -> None:
-    """Builds and installs what is not in the cache: minutes once, and more than a test has."""
+def build(part: str = "") -> None:
+    """Builds and installs what is not in the cache: minutes once, and more than a test has.
+
+    Args:
+        part: `control-plane`, for what needs no nodes; all of it otherwise. Several may build at the same time: each
+            waits for what another one is building.
+    """
     root = not os.geteuid() and sys.platform.startswith("linux")
-    steps: list[tuple[str, Callable[[], object]]] = []
-    if root:
-        steps.append(("Debian's packages", binaries.install_debian_packages))
-    names = (*binaries.CLUSTER, "kwok") if root else binaries.CONTROL_PLANE
-    steps += [(name, partial(binaries.build, name)) for name in names]
-    if root:
+    nodes = root and part != "control-plane"
+    names = (*binaries.CONTROL_PLANE, "kwok", *(name for name in binaries.CLUSTER if nodes))
+    steps: list[tuple[str, Callable[[], object]]] = [(name, partial(binaries.build, name)) for name in names]
+    if nodes:
+        steps.insert(0, ("Debian's packages", binaries.install_debian_packages))
         steps += [("the image of pause", images.pause_archive), ("the base image", images.base_archive)]
     for name, step in steps:
         started = time.monotonic()
@@ -111,7 +115,13 @@ def _start_keeper() -> str:
 
 
 if __name__ == "__main__":
-    commands = {"up": up, "down": down, "build": build, "keep": keep}
-    if len(sys.argv) != 2 or sys.argv[1] not in commands:
-        sys.exit("usage: python -m tests.cluster up|down|build")
-    commands[sys.argv[1]]()
+    commands: dict[tuple[str, ...], Callable[[], None]] = {
+        ("up",): up,
+        ("down",): down,
+        ("build",): build,
+        ("build", "control-plane"): partial(build, "control-plane"),
+        ("keep",): keep,
+    }
+    if (command := commands.get(tuple(sys.argv[1:]))) is None:
+        sys.exit("usage: python -m tests.cluster up|down|build [control-plane]")
+    command()

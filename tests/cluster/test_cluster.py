@@ -120,16 +120,6 @@ def test_this_machine_reaches_a_service(web: Kubectl, cluster: Cluster) -> None:
     assert call(["curl", "--silent", "--noproxy", "*", f"http://{address}/greeting"]) == "hello from this machine"
 
 
-def test_a_node_whose_kubelet_is_gone_is_noticed_and_comes_back(web: Kubectl, cluster: Cluster) -> None:
-    node = cluster.nodes[1]
-    node.stop_kubelet()
-    try:
-        web("wait", "--for=condition=Ready=Unknown", f"node/{node.name}", "--timeout=60s")
-    finally:
-        node.start_kubelet()
-    web("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=60s")
-
-
 def test_two_clusters_run_side_by_side_and_down_leaves_nothing(cluster: Cluster) -> None:
     before = machine()
     second = Cluster(nodes=1).up()
@@ -151,6 +141,7 @@ def test_two_clusters_run_side_by_side_and_down_leaves_nothing(cluster: Cluster)
     assert machine() == before
 
 
+@pytest.mark.nodes
 @pytest.mark.skipif(os.geteuid() != 0, reason="nodes need root")
 @pytest.mark.parametrize("moment", ["control-plane/logs/etcd.log", "node-1/logs/kubelet.log", "kubeconfig"])
 def test_what_an_interrupted_run_left_is_swept(moment: str) -> None:

@@ -1,13 +1,17 @@
 """A small distillation for tests that disturb it: seconds of training, and weights that only its manifest decides."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from dmd_api.labels import ATTEMPT, STAGE
+from dmd_api.runtime import Stage
 from tests.e2e.stack import TEAM, Stack, on_this_machine
 from tests.operator import live
 from tests.operator.live import eventually, status
+from tests.stages import RUN_KEY, run_stage
 
-UPDATES = 300
+UPDATES = 800
 SMALL: dict[str, Any] = {
     "apiVersion": "dmd-operator.io/v1alpha1",
     "kind": "DMDDistillation",
@@ -20,11 +24,11 @@ SMALL: dict[str, Any] = {
             "batchSize": 8,
             "learningRate": 1e-4,
             "checkpointEvery": 20,
-            "sampleEvery": 200,
+            "sampleEvery": 400,
         },
         "evaluation": {
             "samples": 100,
-            "every": 200,
+            "every": 400,
             "batchSize": 50,
             "reference": {"uri": "builtin://digits"},
             "features": {"uri": "builtin://digits-classifier"},
@@ -56,18 +60,44 @@ def story(stack: Stack, name: str) -> str:
     return f"{told}\n{live.describe(status(stack.kubectl, name, TEAM))}"
 
 
-def in_the_middle(stack: Stack, name: str) -> dict[str, Any]:
-    """The status of a run that has trained some steps since its first checkpoint, and has many before it."""
+def undisturbed_weights(folder: Path) -> str:
+    """The hash of the weights that every run of this manifest ends with, from its stages run on this machine."""
+    manifest = {**SMALL, "metadata": {"name": "undisturbed"}}
+    for stage in (Stage.PREPARE, Stage.DISTILL, Stage.EVALUATE):
+        result = run_stage(stage, manifest, folder, processes=SMALL["spec"]["workers"]["nodes"])
+        assert result.error is None, (stage, result.error)
+    report = json.loads((folder / "storage" / RUN_KEY / "report.json").read_text())
+    weights: str = report["generatorSha256"]
+    return weights
 
-    def trains() -> dict[str, Any] | None:
+
+def trains_on(stack: Stack, name: str, past: int = 0) -> None:
+    """Waits until a run has trained beyond a checkpoint that is newer than step `past`."""
+
+    def trained() -> bool:
         found = status(stack.kubectl, name, TEAM)
         assert found.get("phase") not in {"Complete", "Failed"}, story(stack, name)
-        middle = found.get("phase") == "Distilling" and found.get("checkpointStep") and found.get("step")
-        return found if middle else None
+        step, checkpoint = (found.get(field) or 0 for field in ("step", "checkpointStep"))
+        assert step < UPDATES, "it was too fast to be disturbed"
+        return found.get("phase") == "Distilling" and past < checkpoint < step
 
-    found = eventually(trains, f"{name} trains", 600)
-    assert found["step"] < UPDATES, "it was too fast to be disturbed"
-    return found
+    eventually(trained, f"{name} trains on from a checkpoint after step {past}", 600)
+
+
+def checkpoint_of(stack: Stack, name: str) -> int:
+    """The step of the newest checkpoint that the status knows of; 0 before the first."""
+    step: int = status(stack.kubectl, name, TEAM).get("checkpointStep") or 0
+    return step
+
+
+def attempts(stack: Stack, name: str) -> list[str]:
+    """Every attempt that was created, oldest first: `distill: attempt 1`."""
+    return [note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "AttemptCreated"]
+
+
+def disruptions(stack: Stack, name: str) -> list[str]:
+    """What ended attempts without being counted against the run, oldest first."""
+    return [note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "Disrupted"]
 
 
 def workers(stack: Stack, name: str, attempt: int = 1) -> dict[int, dict[str, Any]]:
@@ -75,3 +105,8 @@ def workers(stack: Stack, name: str, attempt: int = 1) -> dict[int, dict[str, An
     labels = f"dmd-operator.io/distillation={name},{STAGE}=distill,{ATTEMPT}={attempt}"
     pods = stack.kubectl.get("pods", "-n", TEAM, "-l", labels)["items"]
     return {int(p["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]): p for p in pods}
+
+
+def uids_of_workers(stack: Stack, name: str, attempt: int = 1) -> dict[int, str]:
+    """Which pods they are: others of the same name have others."""
+    return {index: pod["metadata"]["uid"] for index, pod in workers(stack, name, attempt).items()}

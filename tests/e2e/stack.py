@@ -2,6 +2,7 @@
 
 import json
 import sysconfig
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Stack:
         pod_mlflow_url: for pods.
         folder: MLflow's and S3's data.
         s3_away: while set, S3 answers 503 to pods.
+        s3_delay: for so many seconds pods wait for each of S3's answers. A checkpoint is waited for before the next one
+            is written, so that training takes its time and costs none of the machine's.
     """
 
     cluster: Cluster
@@ -46,6 +49,7 @@ class Stack:
     pod_mlflow_url: str
     folder: Path
     s3_away: bool = field(default=False)
+    s3_delay: float = field(default=0.0)
 
     @property
     def kubectl(self) -> Any:
@@ -68,6 +72,11 @@ class Stack:
         report: dict[str, Any] = json.loads(self.s3().get_object(Bucket=BUCKET, Key=key)["Body"].read())
         return report
 
+    def s3_fails(self) -> bool:
+        """Whether S3's answer to a pod is 503; asked at each of its requests, and slow where S3 is."""
+        time.sleep(self.s3_delay)
+        return self.s3_away
+
     def stop_mlflow(self) -> None:
         self.mlflow.stop()
 
@@ -84,7 +93,7 @@ def bring_up(cluster: Cluster, folder: Path) -> Iterator[Stack]:
         s3 = start_s3(folder / "s3", free_port())
         stack.callback(s3.stop)
         running: list[Stack] = []
-        proxy, _ = stack.enter_context(failing_proxy(s3.url, lambda _: running[0].s3_away))
+        proxy, _ = stack.enter_context(failing_proxy(s3.url, lambda _: running[0].s3_fails()))
         mlflow_port = free_port()
         pod_mlflow = f"http://{cluster.expose(mlflow_port)}"
         mlflow = start_mlflow(folder / "mlflow", mlflow_port, also_known_as=pod_mlflow)

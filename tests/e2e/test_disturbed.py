@@ -1,51 +1,34 @@
-"""A distillation in real pods, disturbed while it runs: it completes, with the weights of the undisturbed run."""
+"""Distillations in real pods, disturbed while they train: they complete, with the weights of an undisturbed run."""
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.runs import UPDATES, apply, in_the_middle, story, wait_until_complete, workers
-from tests.e2e.stack import SYSTEM, TEAM, Stack
-from tests.operator import live
-from tests.operator.live import eventually, is_true, status
-from tests.servers import ACCESS_KEY, SECRET_KEY
+from tests.chart.helm import CHART, helm
+from tests.e2e.runs import (
+    UPDATES,
+    apply,
+    attempts,
+    checkpoint_of,
+    disruptions,
+    story,
+    trains_on,
+    uids_of_workers,
+    wait_until_complete,
+    workers,
+)
+from tests.e2e.stack import SYSTEM, TEAM, Stack, install
+from tests.operator.live import eventually, status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-
 OUTAGE_SECONDS = 60
 """What is tested is an outage of this length: nothing is waited for."""
-
-
-def kill(index: int) -> Callable[[Stack, str], None]:
-    def disturb(stack: Stack, name: str) -> None:
-        pod = workers(stack, name)[index]["metadata"]["name"]
-        stack.kubectl("delete", "pod", pod, "-n", TEAM, "--grace-period=0", "--force")
-
-    return disturb
-
-
-def delete_the_operators_pods(stack: Stack, name: str) -> None:
-    stack.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--wait=false")
-
-
-def restart_the_api_server(stack: Stack, name: str) -> None:
-    stack.cluster.control_plane.restart_api_server(pause=5)
-
-
-def keep_mlflow_away(stack: Stack, name: str) -> None:
-    stack.stop_mlflow()
-    time.sleep(OUTAGE_SECONDS)
-    stack.start_mlflow()
-
-
-def keep_s3_away(stack: Stack, name: str) -> None:
-    stack.s3_away = True
-    time.sleep(OUTAGE_SECONDS)
-    stack.s3_away = False
+STAGES_BEFORE = ["preflight: attempt 1", "prepare: attempt 1"]
 
 
 def suspend_and_resume(stack: Stack, name: str) -> None:
@@ -59,100 +42,107 @@ def suspend_and_resume(stack: Stack, name: str) -> None:
     set_suspend(False)
 
 
-@pytest.mark.parametrize(
-    ("name", "disturb", "attempts"),
-    [
-        ("worker-1-killed", kill(1), 2),
-        ("worker-0-killed", kill(0), 2),
-        ("operator-deleted", delete_the_operators_pods, 1),
-        ("api-restarted", restart_the_api_server, 1),
-        ("mlflow-away", keep_mlflow_away, 1),
-        ("s3-away", keep_s3_away, 1),
-        ("suspended", suspend_and_resume, 2),
-    ],
-)
-def test_it_completes_with_the_same_weights(
-    stack: Stack, undisturbed: str, name: str, disturb: Callable[[Stack, str], None], attempts: int
-) -> None:
+def delete_the_operators_pods(stack: Stack, name: str) -> None:
+    stack.kubectl("delete", "pods", "-n", SYSTEM, "--all", timeout=120)
+
+
+def restart_the_api_server(stack: Stack, name: str) -> None:
+    stack.cluster.control_plane.restart_api_server(pause=5)
+
+
+def keep_s3_away(stack: Stack, name: str) -> None:
+    stack.s3_away = True
+    time.sleep(OUTAGE_SECONDS)
+    stack.s3_away = False
+
+
+def upgrade_and_roll_back(stack: Stack, name: str) -> None:
+    options = ("--namespace", SYSTEM, "--wait", "--timeout", "2m")
+    told = {"kubeconfig": stack.cluster.kubeconfig}
+    helm("upgrade", "dmd-operator", CHART, *options, "--reuse-values", "--set", "settings.stallMinutes=31", **told)
+    helm("rollback", "dmd-operator", "1", *options, **told)
+
+
+@contextmanager
+def without_mlflow(stack: Stack) -> Iterator[None]:
+    """An outage that lasts as long as the context does, and at least as long as outages are tested."""
+    began = time.monotonic()
+    stack.stop_mlflow()
+    try:
+        yield
+        time.sleep(max(0.0, began + OUTAGE_SECONDS - time.monotonic()))
+    finally:
+        stack.start_mlflow()
+
+
+def test_all_that_a_cluster_does_to_a_run(stack: Stack, undisturbed: Future[str]) -> None:
+    """One thing after the other, each while it trains; at last it ends with neither an operator nor MLflow there."""
+    name = "disturbed"
     apply(stack, name)
-    in_the_middle(stack, name)
-    disturb(stack, name)
+    trains_on(stack, name)
+    stack.s3_delay = 1.0
+    try:
+        suspend_and_resume(stack, name)
+        trains_on(stack, name, past=checkpoint_of(stack, name))
+        pods = uids_of_workers(stack, name, attempt=2)
+        assert pods.keys() == {0, 1}
+        for disturb in (delete_the_operators_pods, restart_the_api_server, keep_s3_away, upgrade_and_roll_back):
+            disturb(stack, name)
+            # By an operator that is there and sees it; what the one before wrote does not count.
+            trains_on(stack, name, past=checkpoint_of(stack, name))
+            assert uids_of_workers(stack, name, attempt=2) == pods, disturb
+            assert attempts(stack, name) == [*STAGES_BEFORE, "distill: attempt 1", "distill: attempt 2"], disturb
+    finally:
+        stack.s3_delay = 0.0
+    with without_mlflow(stack):
+        helm("uninstall", "dmd-operator", "--namespace", SYSTEM, "--wait", kubeconfig=stack.cluster.kubeconfig)
+        assert uids_of_workers(stack, name, attempt=2) == pods
+        # Without an operator: deleted as ever, nothing waits for a finalizer.
+        apply(stack, "unwatched")
+        stack.kubectl("delete", "dmd", "unwatched", "-n", TEAM, "--timeout=20s")
+        job = f"job/{name}-distill-2"
+        stack.kubectl("wait", "--for=condition=Complete", job, "-n", TEAM, "--timeout=3m", timeout=200)
+    install(stack)
     found = wait_until_complete(stack, name)
-    assert stack.report(name)["generatorSha256"] == undisturbed
     assert found["failures"] == 0, story(stack, name)
-    created = [note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "AttemptCreated"]
-    assert f"distill: attempt {attempts}" in created, story(stack, name)
-    assert f"distill: attempt {attempts + 1}" not in created, story(stack, name)
-    if attempts > 1 and name != "suspended":
-        told = next(note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "Disrupted")
-        assert "going on from step" in told
-        assert f"of {UPDATES}" in told
+    assert attempts(stack, name)[len(STAGES_BEFORE) :] == [
+        "distill: attempt 1",
+        "distill: attempt 2",
+        "evaluate: attempt 1",
+    ]
+    assert stack.report(name)["generatorSha256"] == undisturbed.result(300)
+    from mlflow import MlflowClient
+
+    losses = MlflowClient(stack.mlflow.url).get_metric_history(found["mlflowRun"], "loss/distribution_matching")
+    assert max(point.step for point in losses) == UPDATES, "what MLflow missed was sent later"
 
 
-@pytest.fixture
-def a_lost_node(stack: Stack) -> Iterator[Callable[[], None]]:
-    """Stops the kubelet of the second node; started again in the end."""
-    node = stack.cluster.nodes[1]
-    yield node.stop_kubelet
-    node.start_kubelet()
-    ready = '{.status.conditions[?(@.type=="Ready")].status}=True'
-    stack.kubectl("wait", f"--for=jsonpath={ready}", "node/node-2", "--timeout=120s")
-
-
-def test_a_lost_node_is_left(stack: Stack, undisturbed: str, a_lost_node: Callable[[], None]) -> None:
-    """Longer than the toleration, and than the grace of the pods that nobody can end."""
-    name = "node-lost"
+def test_workers_that_are_killed_are_replaced(stack: Stack, undisturbed: Future[str]) -> None:
+    """Worker 1, and then worker 0, which has the rendezvous and whose progress is told."""
+    name = "killed"
     apply(stack, name)
-    in_the_middle(stack, name)
-    nodes = {pod["spec"]["nodeName"] for pod in workers(stack, name).values()}
-    assert "node-2" in nodes, "its workers are spread over the nodes"
-    a_lost_node()
+    for attempt, index in enumerate((1, 0), start=1):
+        trains_on(stack, name, past=checkpoint_of(stack, name))
+        pod = workers(stack, name, attempt)[index]["metadata"]["name"]
+        stack.kubectl("delete", "pod", pod, "-n", TEAM, "--grace-period=0", "--force")
+        eventually(lambda n=attempt: f"distill: attempt {n + 1}" in attempts(stack, name), "the next attempt", 120)
+        told = disruptions(stack, name)
+        assert len(told) == attempt, story(stack, name)
+        assert "going on from step" in told[-1]
+        assert f"of {UPDATES}" in told[-1]
     found = wait_until_complete(stack, name)
-    assert stack.report(name)["generatorSha256"] == undisturbed
     assert found["failures"] == 0, story(stack, name)
-    told = next(note for reason, note in live.events(stack.kubectl, name, TEAM) if reason == "Disrupted")
-    assert "node unreachable" in told
-    assert "going on from step" in told
+    assert attempts(stack, name) == [
+        *STAGES_BEFORE,
+        *(f"distill: attempt {n}" for n in (1, 2, 3)),
+        "evaluate: attempt 1",
+    ]
+    assert stack.report(name)["generatorSha256"] == undisturbed.result(300)
 
 
-def test_a_missing_secret_is_found_before_anything_runs_and_heals(stack: Stack) -> None:
-    storage = {
-        "uri": "s3://models/runs",
-        "endpointUrl": stack.pod_s3_url,
-        "credentialsSecretRef": {"name": "forgotten"},
-    }
-    apply(stack, "secret-missing", storage=storage)
-    found = _preflights_finding(stack, "secret-missing", 'secret "forgotten" not found')
-    assert "create the Secret" in found["message"]
-    secret = stack.kubectl.get("secret", "s3", "-n", TEAM)
-    metadata = {"name": "forgotten", "namespace": TEAM}
-    stack.kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": secret["data"]})
-    _passes_preflight(stack, "secret-missing")
+def test_the_operators_pods_are_ready(stack: Stack) -> None:
+    def ready() -> bool:
+        pods = stack.kubectl.get("pods", "-n", SYSTEM)["items"]
+        return len(pods) == 2 and all(p["status"]["containerStatuses"][0]["ready"] for p in pods)
 
-
-def test_a_bucket_that_refuses_is_found_before_anything_runs_and_heals(stack: Stack) -> None:
-    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": "mistyped"}
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mistyped", "namespace": TEAM}}
-    stack.kubectl.apply({**secret, "stringData": keys})
-    storage = {"uri": "s3://models/runs", "endpointUrl": stack.pod_s3_url}
-    apply(stack, "bucket-refuses", storage={**storage, "credentialsSecretRef": {"name": "mistyped"}})
-    found = _preflights_finding(stack, "bucket-refuses", "s3://models/runs")
-    assert found["reason"] == "BadInput"
-    assert "access denied" in found["message"]
-    assert "mistyped" not in found["message"]
-    stack.kubectl.apply({**secret, "stringData": {**keys, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}})
-    _passes_preflight(stack, "bucket-refuses")
-
-
-def _preflights_finding(stack: Stack, name: str, said: str) -> dict[str, Any]:
-    def finding() -> dict[str, Any] | None:
-        found = live.condition(status(stack.kubectl, name, TEAM), "PreflightPassed")
-        return found if found.get("status") == "False" and said in found["message"] else None
-
-    return eventually(finding, f"preflight's finding about {name}", 240)
-
-
-def _passes_preflight(stack: Stack, name: str) -> None:
-    """By itself, once the cause is gone; the rest of the run is none of this test's."""
-    eventually(lambda: is_true(status(stack.kubectl, name, TEAM), "PreflightPassed"), f"{name} passes preflight", 240)
-    stack.kubectl("delete", "dmd", name, "-n", TEAM)
+    eventually(ready, "two ready replicas")

@@ -1,13 +1,14 @@
-"""Run by torchrun: the gradients and weights of two float64 steps, for test_distributed.py."""
+"""Run by torchrun: the gradients and weights of two float64 steps of each manifest, for test_distributed.py."""
 
+import json
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 from torch.distributed.tensor import DTensor
 
 from dmd_api.loading import parse_manifest
@@ -40,10 +41,17 @@ class DoubleConditions(PromptConditions):
         return {key: value.double() for key, value in super().negative.items()}
 
 
-def main(manifest: str, pairs: str, out: str) -> None:
+def main(jobs: str) -> None:
+    """Each job is a manifest, the folder with its pairs, and the file for what is found: imports are paid once."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    spec = parse_manifest(yaml.safe_load(manifest)).spec
+    for manifest, pairs, out in json.loads(jobs):
+        two_steps(manifest, pairs, out)
+    dist.destroy_process_group()
+
+
+def two_steps(manifest: Any, pairs: str, out: str) -> None:
+    spec = parse_manifest(manifest).spec
     teacher = load_teacher(Path(spec.teacher.uri.removeprefix("file://")))
     teacher = replace(teacher, denoiser=teacher.denoiser.with_network(teacher.denoiser.network.double()))
     made: Pairs | None = None
@@ -72,7 +80,6 @@ def main(manifest: str, pairs: str, out: str) -> None:
                 found[f"{step}/{name}/{key}"] = whole(parameter.detach()).clone()
     if dist.get_rank() == 0:
         torch.save(found, out)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from dmd_api.exit_codes import ExitCode
-from dmd_api.stages import Stage
-from tests.stages import RUN_KEY, run_stage, start_stage, tracked_status
+from dmd_api.runtime import Stage
+from tests.stages import RUN_KEY, run_stage, run_stage_here, start_stage, tracked_status
 from tests.trainer.test_text_to_image import text_manifest
 from tests.trainer.text_teachers import make_sd
 
@@ -31,50 +31,80 @@ def prepared(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     manifest = json.loads(json.dumps(MANIFEST))
     manifest["spec"]["teacher"]["uri"] = tiny_teacher.as_uri()
     folder = tmp_path_factory.mktemp("prepared")
-    assert run_stage(Stage.PREPARE, manifest, folder).error is None
+    assert run_stage_here(Stage.PREPARE, manifest, folder).error is None
     return manifest, folder
 
 
-def test_one_two_and_four_processes_give_the_same_gradients(
-    prepared: tuple[dict[str, Any], Path], tmp_path: Path
-) -> None:
-    """Whole on every process, and sharded over them, activations made again and batches in parts."""
-    manifest, folder = prepared
-    manifest = json.loads(json.dumps(manifest))
-    manifest["spec"]["method"]["fakeScoreUpdates"] = 2
-    pairs = folder / "storage" / RUN_KEY / "pairs"
-    sharded = {"sharding": "FSDP", "activationCheckpointing": True, "microBatchSize": 1}
-    expected = gradients(manifest, pairs, tmp_path / "1.pt", 1)
-    for number, (processes, how) in enumerate(((2, {}), (4, {}), (2, sharded), (4, sharded))):
-        manifest["spec"]["training"] |= how
-        found = gradients(manifest, pairs, tmp_path / f"other-{number}.pt", processes)
-        assert_alike(found, expected, rtol=1e-8, atol=1e-12)
+@pytest.fixture(scope="module")
+def alone(prepared: tuple[dict[str, Any], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one process that nothing disturbed."""
+    manifest, source = prepared
+    folder = tmp_path_factory.mktemp("alone")
+    shutil.copytree(source / "storage", folder / "storage")
+    assert run_stage_here(Stage.DISTILL, manifest, folder).error is None
+    return folder
 
 
-def test_sharded_adapters_get_the_same_gradients(manifest_dict: dict[str, Any], tmp_path: Path) -> None:
-    """Low-rank adapters among frozen weights, all of them sharded."""
-    teacher = make_sd(tmp_path / "teacher")
-    prompts = tmp_path / "prompts.txt"
+SHARDED = {"sharding": "FSDP", "activationCheckpointing": True, "microBatchSize": 1}
+"""Over all processes, activations made again and batches in parts."""
+
+
+@pytest.fixture(scope="module")
+def gradients(
+    prepared: tuple[dict[str, Any], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Gradients and weights of two steps, by `RECIPE PROCESSES` and, where it is sharded, ` sharded`.
+
+    The pixel teacher's whole training, and low-rank adapters among a text-to-image teacher's frozen weights.
+    """
+    folder = tmp_path_factory.mktemp("gradients")
+    pixels, source = json.loads(json.dumps(prepared[0])), prepared[1]
+    pixels["spec"]["method"]["fakeScoreUpdates"] = 2
+    prompts = folder / "prompts.txt"
     prompts.write_text("red apple\n")
-    manifest = text_manifest(manifest_dict, teacher, prompts, name="DMD2", lora={"rank": 2})
-    expected = gradients(manifest, tmp_path, tmp_path / "1.pt", 1)
-    manifest["spec"]["training"] |= {"sharding": "FSDP", "microBatchSize": 1}
-    found = gradients(manifest, tmp_path, tmp_path / "2.pt", 2)
+    adapters = text_manifest(pixels, make_sd(folder / "teacher"), prompts, name="DMD2", lora={"rank": 2})
+    found = {}
+    for processes, jobs in (
+        (1, {"pixels 1": (pixels, {}), "adapters 1": (adapters, {})}),
+        (
+            2,
+            {
+                "pixels 2": (pixels, {}),
+                "pixels 2 sharded": (pixels, SHARDED),
+                "adapters 2 sharded": (adapters, {"sharding": "FSDP", "microBatchSize": 1}),
+            },
+        ),
+        (4, {"pixels 4": (pixels, {}), "pixels 4 sharded": (pixels, SHARDED)}),
+    ):
+        content = []
+        for name, (manifest, how) in jobs.items():
+            changed = json.loads(json.dumps(manifest))
+            changed["spec"]["training"] |= how
+            changed["spec"]["workers"] = {"nodes": 1, "processesPerNode": processes}
+            content.append((changed, str(source / "storage" / RUN_KEY / "pairs"), str(folder / f"{name}.pt")))
+        torchrun(processes, GRADIENTS, json.dumps(content))
+        found |= {name: torch.load(folder / f"{name}.pt") for name in jobs}
+    return found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("processes", ["2", "4", "2 sharded", "4 sharded"])
+def test_any_number_of_processes_gives_the_same_gradients(
+    gradients: dict[str, dict[str, torch.Tensor]], processes: str
+) -> None:
+    assert_alike(gradients[f"pixels {processes}"], gradients["pixels 1"], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.timeout(600)
+def test_sharded_adapters_get_the_same_gradients(gradients: dict[str, dict[str, torch.Tensor]]) -> None:
+    expected = gradients["adapters 1"]
     assert sum("lora" in name and bool(value.any()) for name, value in expected.items()) > 10
-    assert_alike(found, expected, rtol=1e-8, atol=1e-12)
+    assert_alike(gradients["adapters 2 sharded"], expected, rtol=1e-8, atol=1e-12)
 
 
 def test_a_sharded_teacher_predicts_as_a_whole_one(tmp_path: Path) -> None:
     """In fp32, bf16 and 8 bits."""
     torchrun(2, SHARDED_TEACHERS, str(make_sd(tmp_path / "teacher")))
-
-
-def gradients(manifest: dict[str, Any], pairs: Path, out: Path, processes: int) -> dict[str, torch.Tensor]:
-    """Gradients and weights of two steps, made by so many processes."""
-    manifest["spec"]["workers"] = {"nodes": 1, "processesPerNode": processes}
-    torchrun(processes, GRADIENTS, json.dumps(manifest), str(pairs), str(out))
-    found: dict[str, torch.Tensor] = torch.load(out)
-    return found
 
 
 def torchrun(processes: int, script: Path, *arguments: str) -> None:
@@ -111,31 +141,34 @@ def final_state(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize(("processes", "kills"), [(1, 2), (4, 1)])
 def test_a_run_killed_at_random_steps_ends_bit_identical(
-    prepared: tuple[dict[str, Any], Path], tmp_path: Path, processes: int
+    prepared: tuple[dict[str, Any], Path], alone: Path, tmp_path: Path, processes: int, kills: int
 ) -> None:
+    """With two processes it is killed in `tests/e2e/test_disturbed.py`."""
     manifest, source = prepared
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    for folder in (undisturbed, killed):
-        shutil.copytree(source / "storage", folder / "storage")
-    assert run_stage(Stage.DISTILL, manifest, undisturbed, processes=processes).error is None
+    undisturbed, killed = alone, tmp_path / "killed"
+    shutil.copytree(source / "storage", killed / "storage")
+    if processes > 1:
+        undisturbed = tmp_path / "undisturbed"
+        shutil.copytree(source / "storage", undisturbed / "storage")
+        assert run_stage(Stage.DISTILL, manifest, undisturbed, processes=processes).error is None
 
     dice = random.Random(processes)
-    kill_at = sorted(dice.sample(range(4, 12), 2))
+    kill_at = sorted(dice.sample(range(4, 12), kills))
     for attempt, step in enumerate(kill_at, start=1):
         stage = start_stage(Stage.DISTILL, manifest, killed, processes=processes, attempt=attempt)
         try:
             stage.wait_until(lambda progress, step=step: progress.step >= step)
         finally:
             stage.kill()
-    assert run_stage(Stage.DISTILL, manifest, killed, processes=processes, attempt=3).error is None
+    assert run_stage(Stage.DISTILL, manifest, killed, processes=processes, attempt=kills + 1).error is None
 
     expected, found = final_state(undisturbed), final_state(killed)
     assert expected.keys() == found.keys()
     different = [name for name, value in expected.items() if not torch.equal(value, found[name])]
     assert not different
-    log = (killed / "distill-3.log").read_text()
+    log = (killed / f"distill-{kills + 1}.log").read_text()
     assert "going on from step" in log
     assert tracked_status(killed) == "RUNNING"  # the evaluation follows
 
@@ -143,13 +176,11 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sharded_run_goes_on_with_another_number_of_processes(
-    prepared: tuple[dict[str, Any], Path], tmp_path: Path
+    prepared: tuple[dict[str, Any], Path], alone: Path, tmp_path: Path
 ) -> None:
     manifest, source = prepared
-    whole, resharded = tmp_path / "whole", tmp_path / "resharded"
-    for folder in (whole, resharded):
-        shutil.copytree(source / "storage", folder / "storage")
-    assert run_stage(Stage.DISTILL, manifest, whole).error is None
+    resharded = tmp_path / "resharded"
+    shutil.copytree(source / "storage", resharded / "storage")
 
     sharded = json.loads(json.dumps(manifest))
     sharded["spec"]["training"]["sharding"] = "FSDP"
@@ -161,7 +192,7 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(
     assert run_stage(Stage.DISTILL, sharded, resharded, processes=2, attempt=2).error is None
     assert "going on from step" in (resharded / "distill-2.log").read_text()
 
-    expected, found = final_state(whole), final_state(resharded)
+    expected, found = final_state(alone), final_state(resharded)
     assert_alike(found, expected, rtol=1e-3, atol=1e-5)  # sums over ranks are rounded in another order
 
 

@@ -1,6 +1,5 @@
 """How stages end: exit codes and termination messages."""
 
-import json
 import os
 import signal
 import subprocess
@@ -93,10 +92,3 @@ def test_peers_that_do_not_come_are_told(rank: int, tmp_path: Path) -> None:
     assert error.reason == "RendezvousTimeout"
     assert "the 2 workers did not come together within 2 s" in error.message
     assert "Traceback" not in done.stderr
-
-
-def test_storage_that_cannot_be_written_fails_preflight(manifest_dict: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "storage").write_text("a file in the way")
-    stage = start_stage(Stage.PREFLIGHT, manifest_dict, tmp_path)
-    assert stage.wait() == ExitCode.INFRASTRUCTURE
-    assert "storage" in json.loads(stage.termination.read_text())["error"]["message"]

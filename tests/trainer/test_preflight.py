@@ -1,13 +1,17 @@
 """What preflight finds that no other test of a whole stage causes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dmd_api import runtime
 from dmd_api.errors import BadInputError
+from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import parse_manifest
+from dmd_api.runtime import Stage
 from dmd_trainer.stages.checks import check_credentials
+from tests.stages import run_stage_here
 
 
 def test_a_secret_of_mlflow_that_gave_nothing_is_named(
@@ -24,3 +28,28 @@ def test_a_secret_of_mlflow_that_gave_nothing_is_named(
         check_credentials(spec)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
     check_credentials(spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": {"uri": "file:///no/such/teacher"}}, "there is nothing at /no/such/teacher"),
+        ({"method": {"name": "DMD2", "generatorSteps": 4}}, "leave it at 1 for a pixel teacher"),
+    ],
+)
+def test_what_only_a_look_can_tell_is_found(
+    change: dict[str, Any], message: str, manifest_dict: dict[str, Any], tmp_path: Path
+) -> None:
+    manifest_dict["spec"] |= change
+    error = run_stage_here(Stage.PREFLIGHT, manifest_dict, tmp_path).error
+    assert error is not None
+    assert (error.reason, error.exit_code) == ("BadInput", ExitCode.BAD_INPUT)
+    assert message in error.message
+
+
+def test_storage_that_cannot_be_written_is_found(manifest_dict: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "storage").write_text("a file in the way")
+    error = run_stage_here(Stage.PREFLIGHT, manifest_dict, tmp_path).error
+    assert error is not None
+    assert error.exit_code == ExitCode.INFRASTRUCTURE
+    assert "storage" in error.message

@@ -22,8 +22,7 @@ from dmd_api.loading import parse_manifest
 from dmd_api.stages import Stage
 from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay
 from dmd_trainer.families.teacher import load_teacher
-from dmd_trainer.publishing.export import call_arguments, export_pipeline
-from dmd_trainer.publishing.model_card import CardFacts
+from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
 from dmd_trainer.publishing.publish import finish_run, publish
 from dmd_trainer.publishing.registry import RegistryEntry, check_reachable, register_generator, set_alias
 from dmd_trainer.runtime.context import StageContext
@@ -31,13 +30,14 @@ from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.tracking.client import TrackedRun, mlflow_client
 from dmd_trainer.tracking.tracker import Tracker
 from dmdctl.local.local_runner import free_port
+from tests.stages import new_database
 
 
 @pytest.fixture(scope="module")
 def registered(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A registry with one generator, `tiny@champion`, and its pipeline's folder."""
     folder = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = new_database(folder)
     teacher = load_teacher(tiny_teacher)
     weights = teacher.denoiser.network.state_dict()
     export_pipeline(teacher, weights, [999], folder / "pipeline", CardFacts("tiny", "file:///t", "DMD", "abc", "1"))

@@ -14,6 +14,7 @@ from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, mlflow_client
 from dmd_trainer.tracking.tracker import UNSENT, Tracker, parameters
 from dmdctl.local.local_runner import free_port
 from tests.servers import Server, start_mlflow
+from tests.stages import new_database
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_what_was_not_sent_is_sent_by_the_next_tracker(
 
 
 def test_stages_of_one_run_share_one_mlflow_run(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/mlflow.db"
+    url = new_database(tmp_path)
     ids = []
     for key in ("key", "key", "other"):
         with tracker(url, tmp_path / key, key) as tracking:
@@ -107,7 +108,7 @@ def test_stages_of_one_run_share_one_mlflow_run(tmp_path: Path) -> None:
 
 
 def test_a_refused_record_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/mlflow.db"
+    url = new_database(tmp_path)
     with tracker(url, tmp_path) as tracking:
         tracking.log_params({"a": "1"})
         tracking.log_params({"a": "2"})  # MLflow refuses to change a parameter
