@@ -51,7 +51,7 @@ def digits_distillation(folder: Path, rank: int | None = None) -> tuple[DMDDisti
 def make_pairs(teacher: Teacher, folder: Path) -> Pairs:
     """A few pairs of the digits teacher, which is on the CPU, made below `folder`."""
     conditions = teacher.conditions(10)
-    solver = teacher_solver(teacher, "Heun", 4)
+    solver = teacher_solver(teacher.denoiser, "Heun", 4)
     storage = FileStorage(folder)
     for shard in range(shard_count(PAIRS)):
         content = make_shard(

@@ -40,7 +40,7 @@ def _digits() -> dict[str, Any]:
     noise = torch.randn(BATCH, *teacher.sample_shape)
     condition = {"class_labels": torch.randint(0, 10, (BATCH,))}
     generator = Generator(teacher.denoiser, (len(teacher.denoiser.schedule) - 1,))
-    samplers: dict[str, Solver] = {"teacher": teacher_solver(teacher, "Heun", STEPS), "generator": generator}
+    samplers: dict[str, Solver] = {"teacher": teacher_solver(teacher.denoiser, "Heun", STEPS), "generator": generator}
     times: dict[str, list[float]] = {name: [] for name in samplers}
     for round_ in range(ROUNDS + 1):
         for name, sampler in samplers.items():

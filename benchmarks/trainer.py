@@ -28,7 +28,7 @@ from dmd_trainer.conditions.labels import ClassLabels
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
-from dmd_trainer.families.architectures import Architecture, known_architecture, read_architecture
+from dmd_trainer.families.architecture import Architecture, known_architecture, read_architecture
 from dmd_trainer.families.shrinking import save_shrunken_teacher
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder

@@ -18,9 +18,9 @@ from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
-from dmd_trainer.families.architectures import Architecture, known_architecture
+from dmd_trainer.families.architecture import Architecture, known_architecture
 from dmd_trainer.families.autoencoder import Pixels
-from dmd_trainer.families.shrinking import shrink_network
+from dmd_trainer.families.family import WIDTH
 from dmd_trainer.families.teacher import WEIGHTS, Teacher, place_network
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -78,7 +78,8 @@ def shrunken(architecture: Architecture) -> Architecture:
     if decoder is not None:
         widths = [8] * len(decoder["block_out_channels"])
         decoder = decoder | {"block_out_channels": widths, "layers_per_block": 1, "norm_num_groups": 4}
-    return replace(architecture, network=shrink_network(architecture.network), decoder=decoder, encoder_parameters=0)
+    network = architecture.family.shrink(architecture.network, WIDTH)
+    return replace(architecture, network=network, decoder=decoder, encoder_parameters=0)
 
 
 def materialise(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
@@ -122,6 +123,7 @@ def random_teacher(manifest: DMDDistillation, architecture: Architecture, device
     place_network(network, device, wanted.weights, wanted.offload)
     narrow = manifest.spec.training.precision == "bf16" or wanted.weights != "fp32"
     return RandomTeacher(
+        family=architecture.family,
         denoiser=Denoiser(
             network,
             schedule_from_scheduler(architecture.scheduler).to(device),
@@ -133,7 +135,6 @@ def random_teacher(manifest: DMDDistillation, architecture: Architecture, device
         num_class_embeds=None,
         digest="random",
         autoencoder=Pixels(),
-        takes_text=True,
         offloaded=wanted.offload,
         architecture=architecture,
     )

@@ -12,7 +12,7 @@ from torch._dynamo import config as dynamo
 
 from benchmarks.gpu.recipes import materialise, shrunken
 from benchmarks.gpu.report import Report, print_table
-from dmd_trainer.families.architectures import Architecture, known_architecture
+from dmd_trainer.families.architecture import Architecture, known_architecture
 
 BATCHES = (1, 8, 32)
 DECODED = 8

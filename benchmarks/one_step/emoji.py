@@ -148,7 +148,7 @@ class PromptPairs(TeacherPairs):
 
 def make_pairs(setting: Setting, evaluations: int) -> PromptPairs:
     """As many of the teacher's ODE pairs as `evaluations` pay for."""
-    solver = teacher_solver(setting.teacher, "PNDM", SOLVER_STEPS, GUIDANCE, setting.conditions.negative)
+    solver = teacher_solver(setting.teacher.denoiser, "PNDM", SOLVER_STEPS, GUIDANCE, setting.conditions.negative)
     noises, solutions, prompts = [], [], []
     total = evaluations // PAIR_COST
     for start in range(0, total, 128):
@@ -174,7 +174,7 @@ def consistency_function(denoiser: Denoiser, x: Tensor, level: NoiseLevel, condi
 
 def ddim(setting: Setting, steps: int) -> Sampler:
     """The guided teacher's DDIM from the noisiest level, its steps evenly spread ("trailing", arXiv 2305.08891)."""
-    guided = guide(setting.teacher, GUIDANCE, setting.conditions.negative)
+    guided = guide(setting.teacher.denoiser, GUIDANCE, setting.conditions.negative)
     schedule = setting.teacher.denoiser.schedule
     indices = [len(schedule) * (steps - number) // steps - 1 for number in range(steps)] + [0]
 
@@ -199,7 +199,7 @@ def ddim_step(x: Tensor, x0: Tensor, level: NoiseLevel, following: NoiseLevel) -
 def consistency(setting: Setting, learning_rate: float) -> Sampler:
     """Latent consistency distillation (arXiv 2310.04378, algorithm 1), at one guidance scale and with L2."""
     teacher, schedule = setting.teacher.denoiser, setting.teacher.denoiser.schedule
-    guided = guide(setting.teacher, GUIDANCE, setting.conditions.negative)
+    guided = guide(setting.teacher.denoiser, GUIDANCE, setting.conditions.negative)
     target = teacher.with_network(copy.deepcopy(teacher.network))
     last, step = len(schedule) - 1, count()
 

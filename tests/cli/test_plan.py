@@ -10,7 +10,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.loading import load_manifest, parse_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_api.stages import Stage
-from dmd_trainer.families.architectures import KNOWN, known_architecture
+from dmd_trainer.families.architecture import KNOWN, known_architecture
 from dmd_trainer.planning.fitting import enough_settings
 from dmd_trainer.planning.gpus import UTILISATION, Flops, Gpu, find_gpu, stage_seconds
 from dmd_trainer.planning.memory import estimate_memory

@@ -11,8 +11,9 @@ from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import Stage
 from dmd_api.stages import stages
-from dmd_trainer.families.architectures import KNOWN, known_architecture
-from dmd_trainer.families.shrinking import save_shrunken_teacher, shrink_network
+from dmd_trainer.families.architecture import KNOWN, known_architecture
+from dmd_trainer.families.family import WIDTH
+from dmd_trainer.families.shrinking import save_shrunken_teacher
 from dmd_trainer.families.teacher import load_teacher
 from dmdctl.local.shrink import shrink
 from tests.cli.test_cli import dmdctl
@@ -78,7 +79,7 @@ def test_the_method_stays_and_nothing_elsewhere_is_named(path: Path, tmp_path: P
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_shrunken_teacher_is_built_like_the_real_one(name: str, tmp_path: Path) -> None:
     architecture = known_architecture(name)
-    small = shrink_network(architecture.network)
+    small = architecture.family.shrink(architecture.network, WIDTH)
     for kept in ("down_block_types", "up_block_types", "num_class_embeds", "attention_levels", "addition_embed_type"):
         assert small.get(kept) == architecture.network.get(kept)
     if "block_out_channels" in small:

@@ -16,7 +16,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.spec import Method
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
-from dmd_trainer.families.architectures import known_architecture
+from dmd_trainer.families.architecture import known_architecture
 from dmd_trainer.families.shrinking import save_shrunken_teacher
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.publishing.export import call_arguments, check_exportable, export_pipeline

@@ -369,7 +369,9 @@ def test_too_strong_a_guidance_is_warned_of(tmp_path: Path) -> None:
     content["spec"]["teacher"]["guidanceScale"] = 20.0
     content["spec"]["method"] = {"name": "DMD2"}
     content["spec"]["training"] |= {"generatorUpdates": 60, "batchSize": 4}
-    guided, unguided = (teacher_solver(teacher, "DDIM", 18, scale, conditions.negative) for scale in (20.0, 1.0))
+    guided, unguided = (
+        teacher_solver(teacher.denoiser, "DDIM", 18, scale, conditions.negative) for scale in (20.0, 1.0)
+    )
     strong = parse_manifest(content).spec
     found = warned_of(teacher, guided, [], strong, conditions, unguided)
     assert found.keys() & {"saturation", "colour_drift"}
@@ -380,7 +382,7 @@ def test_too_strong_a_guidance_is_warned_of(tmp_path: Path) -> None:
     # A solver of higher order diverges there: its images, and so pairs, are themselves wrong, which is told apart.
     contrasts = []
     for scale in (3.0, 20.0):
-        solver, plain = (teacher_solver(teacher, "PNDM", 50, s, conditions.negative) for s in (scale, 1.0))
+        solver, plain = (teacher_solver(teacher.denoiser, "PNDM", 50, s, conditions.negative) for s in (scale, 1.0))
         probe = HealthProbe(teacher, solver, conditions, seed=0, unguided=plain)
         contrasts.append(probe.measure(Generator(teacher.denoiser, (999,)), teacher.denoiser)["guidance_contrast"])
     assert contrasts[0] < 1.6

@@ -60,16 +60,16 @@ def test_diffusers_solvers_sample_as_a_pipeline_would(name: str, tiny_ddpm: Path
     with torch.no_grad():
         for time in scheduler.timesteps:
             x = scheduler.step(teacher.denoiser.network(x, time).sample, time, x).prev_sample
-    torch.testing.assert_close(teacher_solver(teacher, name, 6)(noise, {}), x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(teacher_solver(teacher.denoiser, name, 6)(noise, {}), x, rtol=1e-3, atol=1e-3)
 
 
 def test_a_solver_that_does_not_fit_the_teacher_is_refused(tiny_teacher: Path, tiny_ddpm: Path) -> None:
     with pytest.raises(BadInputError, match="use Heun"):
-        teacher_solver(load_teacher(tiny_teacher), "DDIM", 4)
+        teacher_solver(load_teacher(tiny_teacher).denoiser, "DDIM", 4)
     with pytest.raises(BadInputError, match="use DDIM"):
-        teacher_solver(load_teacher(tiny_ddpm), "Heun", 4)
+        teacher_solver(load_teacher(tiny_ddpm).denoiser, "Heun", 4)
 
 
 def test_an_unconditional_teacher_cannot_be_guided(tiny_ddpm: Path) -> None:
     with pytest.raises(BadInputError, match="guidanceScale"):
-        guide(load_teacher(tiny_ddpm), 2.0, None)
+        guide(load_teacher(tiny_ddpm).denoiser, 2.0, None)

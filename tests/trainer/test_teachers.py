@@ -26,7 +26,7 @@ def test_the_schedule_and_prediction_come_from_the_models_own_scheduler(tiny_tea
 
 def test_the_shipped_teacher_and_classifier_load(tmp_path: Path) -> None:
     teacher = load_teacher(local_path("builtin://digits-teacher", tmp_path))
-    assert teacher.conditions(10).class_count == 10
+    assert teacher.conditions(10).count == 10
     size = sum(p.stat().st_size for p in teacher.directory.rglob("*") if p.is_file())
     assert size < 5_000_000
 

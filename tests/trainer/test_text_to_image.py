@@ -74,7 +74,7 @@ def test_the_teacher_draws_what_its_pipeline_draws(teacher: Teacher, tmp_path: P
     name = fitting_solvers(teacher.denoiser.prediction)[0]
     if name == "DDIM":
         name = "PNDM"
-    solver = teacher_solver(teacher, name, STEPS, 3.0, conditions.negative)
+    solver = teacher_solver(teacher.denoiser, name, STEPS, 3.0, conditions.negative)
     condition = conditions.embed({"prompt": torch.tensor([0, 1])}, CPU)
     found = teacher.autoencoder.decode(solver(noise, condition)).clamp(-1, 1)
     pipeline = load_pipeline(teacher.directory)

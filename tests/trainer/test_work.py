@@ -24,7 +24,7 @@ from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.losses import l2_regression_loss
-from dmd_trainer.families.architectures import read_architecture
+from dmd_trainer.families.architecture import read_architecture
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.planning.work import count_step, count_work
 from tests.conftest import MANIFEST
@@ -155,7 +155,7 @@ def test_solvers_evaluate_the_teacher_as_often_as_planned(folder: Path) -> None:
     counted = Evaluations(teacher.denoiser.network)
     for sampling in [default_solver(prediction), *(SolverSteps(name, 6) for name in fitting_solvers(prediction))]:
         counted.forward = 0
-        teacher_solver(teacher, *sampling)(torch.randn(2, *teacher.sample_shape), zeros.embed(drawn))
+        teacher_solver(teacher.denoiser, *sampling)(torch.randn(2, *teacher.sample_shape), zeros.embed(drawn))
         assert counted.forward == 2 * evaluations(sampling, scheduler), sampling
 
 

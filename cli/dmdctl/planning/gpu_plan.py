@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dmd_api.manifest import DMDDistillation
-from dmd_trainer.families.architectures import KNOWN, Architecture
+from dmd_trainer.families.architecture import KNOWN, Architecture
 from dmd_trainer.planning.gpus import UTILISATION, Flops, find_gpu, stage_seconds
 from dmd_trainer.planning.teacher import ANNOTATION
 from dmd_trainer.planning.work import Work

@@ -86,7 +86,7 @@ def _objects(manifest: DMDDistillation) -> Table:
 def _probe_teacher(manifest: DMDDistillation) -> Probe:
     import torch
 
-    from dmd_trainer.families.architectures import read_architecture
+    from dmd_trainer.families.architecture import read_architecture
     from dmd_trainer.families.teacher import load_teacher
     from dmd_trainer.runtime.fetch import local_path
 

@@ -29,7 +29,7 @@ def make_shards(context: StageContext, teacher: Teacher, conditions: Conditions,
     regression = spec.method.regression
     assert regression is not None, "there are no pairs without a regression"
     guidance = spec.teacher.guidance_scale
-    solver = teacher_solver(teacher, regression.solver, regression.solver_steps, guidance, conditions.negative)
+    solver = teacher_solver(teacher.denoiser, regression.solver, regression.solver_steps, guidance, conditions.negative)
     context.progress.update(activity="solving the teacher's ODE")
 
     def advance(count: int) -> None:

@@ -6,7 +6,7 @@ variance preserving (DDPM, Stable Diffusion), EDM (alpha = 1, Karras sigmas), an
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -54,6 +54,7 @@ class Schedule:
         times: [N], float64: the network's time input.
         sigma_data: the data's standard deviation where the teacher is EDM-preconditioned, else None.
         time_scale: EDM only: the network is told `time_scale` * ln(sigma).
+        config: the diffusers scheduler's that the table is of.
     """
 
     alphas: Tensor
@@ -61,6 +62,7 @@ class Schedule:
     times: Tensor
     sigma_data: float | None = None
     time_scale: float = 0.25
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.sigmas)
@@ -100,7 +102,7 @@ def schedule_from_scheduler(config: Mapping[str, Any]) -> Schedule:
     if name.startswith("FlowMatch"):
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
         sigmas = scheduler.sigmas[: len(scheduler.timesteps)].flip(0).double()
-        return Schedule(1 - sigmas, sigmas, scheduler.timesteps.flip(0).double())
+        return Schedule(1 - sigmas, sigmas, scheduler.timesteps.flip(0).double(), config=config)
     if name.startswith(("EDM", "CMStochastic")):
         sigmas = karras_sigmas(
             EDM_STEPS,
@@ -111,7 +113,7 @@ def schedule_from_scheduler(config: Mapping[str, Any]) -> Schedule:
         # EDM's networks are told ln(sigma) / 4; those of consistency models a thousand times that.
         scale = 250.0 if name.startswith("CMStochastic") else 0.25
         return Schedule(
-            torch.ones_like(sigmas), sigmas, scale * sigmas.log(), float(config.get("sigma_data", 0.5)), scale
+            torch.ones_like(sigmas), sigmas, scale * sigmas.log(), float(config.get("sigma_data", 0.5)), scale, config
         )
     if "beta_schedule" in config:
         # Every variance-preserving scheduler of diffusers shares these betas; DDPM's makes the table.
@@ -121,7 +123,7 @@ def schedule_from_scheduler(config: Mapping[str, Any]) -> Schedule:
             **options, rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False))
         ).alphas_cumprod.double()
         times = torch.arange(len(products), dtype=torch.float64)
-        return Schedule(products.sqrt(), (1 - products).sqrt(), times)
+        return Schedule(products.sqrt(), (1 - products).sqrt(), times, config=config)
     raise BadInputError(
         f"the teacher's scheduler {name or '(without a _class_name)'} is of no known family; "
         "known are the variance-preserving ones (DDPM, DDIM, PNDM, ...), EDM, CMStochasticIterative and FlowMatch"

@@ -16,7 +16,6 @@ from dmd_api.errors import BadInputError
 from dmd_trainer.diffusion.default_solver import fitting_solvers
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Guided, X0Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, Schedule, karras_sigmas, per_sample
-from dmd_trainer.families.teacher import Teacher
 
 Solver = Callable[[Tensor, Condition], Tensor]
 """(unit-variance noise [B, C, H, W], condition) -> the teacher's images or latents [B, C, H, W]."""
@@ -25,12 +24,12 @@ DIFFUSERS_SOLVERS = {"DDIM": DDIMScheduler, "PNDM": PNDMScheduler, "DPMSolverMul
 
 
 def teacher_solver(
-    teacher: Teacher, name: str, steps: int, guidance_scale: float = 1.0, negative: Condition | None = None
+    denoiser: Denoiser, name: str, steps: int, guidance_scale: float = 1.0, negative: Condition | None = None
 ) -> Solver:
     """The sampler that makes a teacher's images, from the manifest's names.
 
     Args:
-        teacher: whose images.
+        denoiser: the teacher's.
         name: Heun for EDM teachers; FlowMatchEuler for flow matching; DDIM, PNDM or DPMSolverMultistep for
             variance-preserving ones.
         steps: solver steps.
@@ -40,8 +39,7 @@ def teacher_solver(
     Raises:
         BadInputError: the solver does not fit the teacher's schedule, or guidance has no condition to lead away from.
     """
-    denoiser = teacher.denoiser
-    guided = guide(teacher, guidance_scale, negative)
+    guided = guide(denoiser, guidance_scale, negative)
     fitting = fitting_solvers(denoiser.prediction)
     if name not in fitting:
         raise BadInputError(
@@ -50,20 +48,20 @@ def teacher_solver(
     if name == "Heun":
         return lambda noise, condition: heun(guided, denoiser.schedule, noise, condition, steps)
     if name == "FlowMatchEuler":
-        return lambda noise, condition: flow_euler(denoiser, guided, teacher, noise, condition, steps)
+        return lambda noise, condition: flow_euler(denoiser, guided, noise, condition, steps)
     scheduler_class = DIFFUSERS_SOLVERS[name]
     return lambda noise, condition: solve_with_scheduler(
         denoiser,
         guided,
-        scheduler_class.from_pretrained(teacher.directory, subfolder="scheduler"),
+        scheduler_class.from_config(dict(denoiser.schedule.config)),
         noise,
         condition,
         steps,
     )
 
 
-def guide(teacher: Teacher, scale: float, negative: Condition | None) -> Guided:
-    """The teacher under classifier-free guidance.
+def guide(denoiser: Denoiser, scale: float, negative: Condition | None) -> Guided:
+    """A teacher under classifier-free guidance.
 
     Raises:
         BadInputError: the teacher has no condition that stands for "none".
@@ -72,7 +70,7 @@ def guide(teacher: Teacher, scale: float, negative: Condition | None) -> Guided:
         raise BadInputError(
             "spec.teacher.guidanceScale: this teacher has no condition for 'none' to be guided away from; leave it at 1"
         )
-    return Guided(teacher.denoiser, scale, negative)
+    return Guided(denoiser, scale, negative)
 
 
 @torch.no_grad()
@@ -138,15 +136,12 @@ def solve_with_scheduler(
 
 
 @torch.no_grad()
-def flow_euler(
-    denoiser: Denoiser, guided: X0Prediction, teacher: Teacher, noise: Tensor, condition: Condition, steps: int
-) -> Tensor:
+def flow_euler(denoiser: Denoiser, guided: X0Prediction, noise: Tensor, condition: Condition, steps: int) -> Tensor:
     """Euler's solver of a flow-matching teacher's ODE, by diffusers' own scheduler (arXiv 2403.03206, section 2).
 
     Args:
         denoiser: the teacher's.
         guided: what predicts x0: `denoiser`, or its guided form.
-        teacher: whose scheduler's configuration says how sigmas are shifted.
         noise: [B, C, H, W] with unit variance.
         condition: the teacher's condition, each [B, ...].
         steps: solver steps.
@@ -154,7 +149,7 @@ def flow_euler(
     Returns:
         The solution x_0 [B, C, H, W].
     """
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(teacher.directory, subfolder="scheduler")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(denoiser.schedule.config))
     scheduler.set_timesteps(steps)
     x = noise
     for time, sigma in zip(scheduler.timesteps, scheduler.sigmas.double(), strict=False):

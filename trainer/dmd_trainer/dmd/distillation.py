@@ -125,7 +125,7 @@ class Distillation:
         self.ema_generator = Generator(denoiser.with_network(average, autocast), timesteps)
         self.models = Models(
             generator=Generator(denoiser, timesteps),
-            mu_real=guide(teacher, spec.teacher.guidance_scale, data.conditions.negative),
+            mu_real=guide(teacher.denoiser, spec.teacher.guidance_scale, data.conditions.negative),
             mu_fake=None if fake_score is None else denoiser.with_network(fake_score.module, autocast),
             regression_loss=regression_loss,
         )

@@ -93,5 +93,5 @@ class Comparison:
         """The sampler that stands for the teacher's quality, the pairs' own where there are pairs, and its name."""
         teacher, spec = self._evaluator.teacher, self._evaluator.context.manifest.spec
         name, steps = teacher_sampling(spec.method, teacher.denoiser.prediction)
-        solver = teacher_solver(teacher, name, steps, spec.teacher.guidance_scale, self._conditions.negative)
+        solver = teacher_solver(teacher.denoiser, name, steps, spec.teacher.guidance_scale, self._conditions.negative)
         return solver, f"{name}-{steps}"

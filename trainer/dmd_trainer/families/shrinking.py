@@ -4,27 +4,16 @@ Classes, kinds of blocks, number of levels, conditions and noise schedule are th
 are not. It is what `dmdctl run --shrink` rehearses a recipe with.
 """
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dmd_trainer.families.architectures import SIZE_CONDITIONS, Architecture, network_class
+from dmd_trainer.families.architecture import Architecture
+from dmd_trainer.families.family import GROUPS, WIDTH, Family
 from dmd_trainer.families.networks import ship_code
 from dmd_trainer.runtime.fetch import ASSETS
-
-WIDTH = 16
-"""Channels of the narrowest level by default, and of the text encoders."""
-GROUPS = 4
-HEAD_WIDTH = 8
-"""Channels of an attention head."""
-SIZE_WIDTH = 8
-"""Of what SDXL makes of each of its size conditions."""
-PIXELS = 32
-"""Height and width of a teacher of pixels: the builtin pictures'."""
-LATENTS = 8
 
 
 def save_shrunken_teacher(architecture: Architecture, folder: Path, width: int = WIDTH) -> None:
@@ -34,103 +23,43 @@ def save_shrunken_teacher(architecture: Architecture, folder: Path, width: int =
         architecture: the real one's.
         folder: where to.
         width: channels of the network's narrowest level.
-
-    Raises:
-        BadInputError: the network is of a class not known here.
     """
     torch.manual_seed(0)
-    config, scheduler = shrink_network(architecture.network, width), architecture.scheduler
-    part = "transformer" if config["_class_name"] == "SD3Transformer2DModel" else "unet"
-    network_class(config).from_config(config).save_pretrained(folder / part)
+    family, scheduler = architecture.family, architecture.scheduler
+    config = family.shrink(architecture.network, width)
+    network = family.network_class(config).from_config(config)
+    network.save_pretrained(folder / family.part)
     _write_config(folder / "scheduler" / "scheduler_config.json", scheduler)
-    parts = {key: ["diffusers", value["_class_name"]] for key, value in ((part, config), ("scheduler", scheduler))}
-    pipeline = "DiffusionPipeline"
+    parts = {
+        key: ["diffusers", value["_class_name"]] for key, value in ((family.part, config), ("scheduler", scheduler))
+    }
     if architecture.decoder is not None:
-        pipeline = "StableDiffusionPipeline"
-        if part == "transformer":
-            pipeline = "StableDiffusion3Pipeline"
-        elif config.get("addition_embed_type") == "text_time":
-            pipeline = "StableDiffusionXLPipeline"
-        parts |= _save_text_parts(pipeline, architecture.decoder, folder)
+        parts |= _save_text_parts(family, architecture.decoder, folder)
+    pipeline = family.pipelines[0] if family.takes_text else "DiffusionPipeline"
     _write_config(folder / "model_index.json", {"_class_name": pipeline} | parts)
-    if config["_class_name"] == "SongUNet":
+    if family.carries_code(network):
         ship_code(folder)
 
 
-def shrink_network(config: dict[str, Any], width: int = WIDTH) -> dict[str, Any]:
-    """A configuration with as many levels of the same kinds, each as much wider than the first; SD3 gets two blocks."""
-    small = copy.deepcopy(config)
-    if config["_class_name"] == "SD3Transformer2DModel":
-        return small | {
-            "sample_size": LATENTS,
-            "num_layers": 2,
-            "attention_head_dim": HEAD_WIDTH,
-            "num_attention_heads": width // HEAD_WIDTH,
-            "caption_projection_dim": width,
-            "joint_attention_dim": 2 * WIDTH,
-            "pooled_projection_dim": 2 * WIDTH,
-            "pos_embed_max_size": LATENTS,
-        }
-    widths = config["block_out_channels"]
-    small |= {
-        "block_out_channels": [width * channels // widths[0] for channels in widths],
-        "layers_per_block": 1,
-        "sample_size": PIXELS,
-    }
-    match config["_class_name"]:
-        case "SongUNet":
-            small |= {"model_channels": width, "time_embedding_channels": width, "embedding_channels": width}
-        case "UNet2DModel":
-            small |= {"norm_num_groups": GROUPS, "attention_head_dim": HEAD_WIDTH}
-            if config.get("attn_norm_num_groups") is not None:
-                small["attn_norm_num_groups"] = GROUPS
-        case "UNet2DConditionModel":
-            two = config.get("addition_embed_type") == "text_time"
-            small |= {
-                "norm_num_groups": GROUPS,
-                "attention_head_dim": 2,  # which this class means as the number of heads
-                "cross_attention_dim": 2 * WIDTH if two else WIDTH,
-                "transformer_layers_per_block": 1,
-                "sample_size": LATENTS,
-            }
-            if two:
-                small |= {
-                    "addition_time_embed_dim": SIZE_WIDTH,
-                    "projection_class_embeddings_input_dim": WIDTH + SIZE_CONDITIONS * SIZE_WIDTH,
-                }
-    return small
-
-
-def _save_text_parts(pipeline: str, decoder: dict[str, Any], folder: Path) -> dict[str, list[str | None]]:
+def _save_text_parts(family: Family, decoder: dict[str, Any], folder: Path) -> dict[str, list[str | None]]:
     """Writes the VAE, the CLIP text encoders and their tokenizers; what the pipeline's index says of them."""
+    import transformers
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     widths = [WIDTH // 2] * len(decoder["block_out_channels"])
     small = decoder | {"block_out_channels": widths, "layers_per_block": 1, "norm_num_groups": GROUPS}
     AutoencoderKL.from_config(small).save_pretrained(folder / "vae")
-    tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "emoji-clip")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(ASSETS / "emoji-clip")
     text = small_text_config(tokenizer)
-    encoders = {
-        "StableDiffusionPipeline": [CLIPTextModel],
-        "StableDiffusionXLPipeline": [CLIPTextModel, CLIPTextModelWithProjection],
-        "StableDiffusion3Pipeline": [CLIPTextModelWithProjection, CLIPTextModelWithProjection],
-    }
-    # What the pipelines are complete without.
-    absent = {
-        "StableDiffusionPipeline": ("safety_checker", "feature_extractor"),
-        "StableDiffusionXLPipeline": (),
-        "StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3"),
-    }
     parts: dict[str, list[str | None]] = {"vae": ["diffusers", "AutoencoderKL"]}
-    for suffix, encoder in zip(("", "_2"), encoders[pipeline], strict=False):
-        encoder(text).save_pretrained(folder / f"text_encoder{suffix}")
+    for suffix, encoder in zip(("", "_2"), family.encoders, strict=False):
+        getattr(transformers, encoder)(text).save_pretrained(folder / f"text_encoder{suffix}")
         tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
         parts |= {
-            f"text_encoder{suffix}": ["transformers", encoder.__name__],
+            f"text_encoder{suffix}": ["transformers", encoder],
             f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"],
         }
-    return parts | {part: [None, None] for part in absent[pipeline]}
+    return parts | {part: [None, None] for part in family.absent}
 
 
 def small_text_config(tokenizer: Any) -> Any:

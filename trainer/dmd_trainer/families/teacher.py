@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -19,10 +18,9 @@ from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.prediction import prediction_of
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.autoencoder import Autoencoder, Pixels
-from dmd_trainer.families.networks.song_unet import SongUNet
+from dmd_trainer.families.family import Family
+from dmd_trainer.families.table import NETWORKS, find_family
 
-PIXEL_NETWORKS = ("UNet2DModel", "SongUNet")
-TEXT_NETWORKS = ("UNet2DConditionModel", "SD3Transformer2DModel")
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 """What computes with frozen weights; those of fp8 are kept in `torch.float8_e4m3fn` between their layers' calls."""
 
@@ -32,24 +30,29 @@ class Teacher:
     """A frozen diffusion model and what there is to know about it.
 
     Attributes:
+        family: what it is one of.
         denoiser: the network behind its preconditioning; its parameters require no gradient.
         directory: the diffusers pipeline it came from.
         sample_shape: (C, H, W) of what it denoises.
         num_class_embeds: how many labels its network embeds; None where it embeds none.
         digest: SHA-256 of its weights and configurations, which keys what is cached about it.
         autoencoder: between images and what it denoises.
-        takes_text: whether it is conditioned on prompts.
         offloaded: whether its network's weights stay in the host's memory between calls.
     """
 
+    family: Family
     denoiser: Denoiser
     directory: Path
     sample_shape: tuple[int, int, int]
     num_class_embeds: int | None
     digest: str
     autoencoder: Pixels
-    takes_text: bool = False
     offloaded: bool = False
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether it is conditioned on prompts."""
+        return self.family.takes_text
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -60,11 +63,9 @@ class Teacher:
 
     @property
     def added_conditions(self) -> Condition:
-        """What the network is told beside text, each [1, ...]: SDXL's sizes, of an image that was not cropped."""
-        if getattr(self.denoiser.network.config, "addition_embed_type", None) != "text_time":
-            return {}
+        """What the network is told beside text, each [1, ...]."""
         _, height, width = self.image_shape
-        return {"time_ids": torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)}
+        return self.family.added_conditions(self.denoiser.network, (height, width))
 
     def trainable_network(self) -> nn.Module:
         """A copy of its network in float32 or wider, all of it trainable, on the teacher's device."""
@@ -72,7 +73,7 @@ class Teacher:
         # What is narrow has lost digits, and what comes and goes by hooks cannot be copied.
         if self.offloaded or any(p.dtype.itemsize < 4 for p in network.parameters()):
             device = self.denoiser.schedule.sigmas.device
-            return _load_network(self.directory, *_network_folder(self.directory)).to(device).requires_grad_(True)
+            return _load_network(self.directory, self.family).to(device).requires_grad_(True)
         # Evaluation mode stays: a distilled network has no use for dropout.
         return copy.deepcopy(network).requires_grad_(True)
 
@@ -118,21 +119,22 @@ def load_teacher(
     Raises:
         BadInputError: it is no diffusers pipeline, or one of its parts is missing or of a kind not known here.
     """
-    folder, kind = _network_folder(directory)
+    _read_json(directory / "model_index.json", "the teacher is not a diffusers pipeline")
     scheduler = _read_json(directory / "scheduler" / "scheduler_config.json", "the teacher has no scheduler/")
+    family = _family(directory, scheduler)
     schedule = schedule_from_scheduler(scheduler)
-    network = _load_network(directory, folder, kind).requires_grad_(False)
+    network = _load_network(directory, family).requires_grad_(False)
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
     if not height or network.config.in_channels != network.config.out_channels:
         raise BadInputError(
-            f"{directory}/{folder}/config.json: needs a sample_size and as many out_channels as in_channels"
+            f"{directory}/{family.part}/config.json: needs a sample_size and as many out_channels as in_channels"
         )
-    latent = kind in TEXT_NETWORKS
-    autoencoder = Autoencoder(directory, WEIGHTS[weights]) if latent else Pixels()
+    autoencoder = Autoencoder(directory, WEIGHTS[weights]) if family.takes_text else Pixels()
     place_network(network, torch.device(device), weights, offload)
     classes = getattr(network.config, "num_class_embeds", None)
     return Teacher(
+        family=family,
         # Weights of 8 or 16 bits have no products with float32: their network runs in bfloat16.
         denoiser=Denoiser(
             network,
@@ -145,30 +147,28 @@ def load_teacher(
         num_class_embeds=classes if getattr(network, "class_embedding", None) is not None else None,
         digest=_digest(directory),
         autoencoder=autoencoder.to(device),
-        takes_text=latent,
         offloaded=offload,
     )
 
 
-def _network_folder(directory: Path) -> tuple[str, str]:
-    """Where a pipeline's network lies, and of what class it is."""
-    _read_json(directory / "model_index.json", "the teacher is not a diffusers pipeline")
-    folder = "transformer" if (directory / "transformer").is_dir() else "unet"
-    kind = str(_read_json(directory / folder / "config.json", "the teacher has no unet/").get("_class_name"))
-    known = (*PIXEL_NETWORKS, *TEXT_NETWORKS)
-    if kind not in known:
-        raise BadInputError(f"{directory}/{folder}: {kind} is not supported; use a {' or '.join(known)}")
-    return folder, kind
+def _family(directory: Path, scheduler: dict[str, Any]) -> Family:
+    part = "transformer" if (directory / "transformer").is_dir() else "unet"
+    config = _read_json(directory / part / "config.json", "the teacher has no unet/")
+    family = find_family(config, scheduler)
+    if family is None or family.part != part:
+        raise BadInputError(
+            f"{directory}/{part}: {config.get('_class_name')} is not supported; use a {' or '.join(NETWORKS)}"
+        )
+    return family
 
 
-def _load_network(directory: Path, folder: str, kind: str) -> Any:
-    # EDM's network for CIFAR-10 is none of diffusers', but is loaded like one.
-    network_class = SongUNet if kind == "SongUNet" else getattr(diffusers, kind)
+def _load_network(directory: Path, family: Family) -> Any:
+    config = _read_json(directory / family.part / "config.json", "the teacher has no network")
     try:
-        network = network_class.from_pretrained(directory, subfolder=folder, use_safetensors=True)
+        network = family.network_class(config).from_pretrained(directory, subfolder=family.part, use_safetensors=True)
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise BadInputError(
-            f"{directory}/{folder}: the weights cannot be loaded ({_first_line(error)}); "
+            f"{directory}/{family.part}: the weights cannot be loaded ({_first_line(error)}); "
             "save the pipeline again with save_pretrained(..., safe_serialization=True)"
         ) from error
     return network.float().eval()

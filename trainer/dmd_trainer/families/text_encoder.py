@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+from dmd_trainer.families.table import TEXT_PIPELINES
 
 
 class TextEncoder:
@@ -28,25 +27,22 @@ class TextEncoder:
         import diffusers
 
         index = json.loads((directory / "model_index.json").read_text())
-        self.family = str(index.get("_class_name"))
-        if self.family not in PIPELINES:
+        name = str(index.get("_class_name"))
+        if name not in TEXT_PIPELINES:
             raise BadInputError(
-                f"spec.teacher.uri: {directory.name} is a {self.family}; text models are {', '.join(PIPELINES)}"
+                f"spec.teacher.uri: {directory.name} is a {name}; text models are {', '.join(TEXT_PIPELINES)}"
             )
+        self._family = TEXT_PIPELINES[name]
         # Only what encodes text is loaded; the networks are the teacher's.
         kept = ("tokenizer", "text_encoder", "scheduler")
         absent: dict[str, Any] = {
-            name: None
-            for name, value in index.items()
-            if isinstance(value, list) and (value[0] is None or not name.startswith(kept))
+            part: None
+            for part, value in index.items()
+            if isinstance(value, list) and (value[0] is None or not part.startswith(kept))
         }
-        if self.family == "StableDiffusion3Pipeline":
-            # Without T5, its embeddings are zeros of a width that only the transformer's configuration knows.
-            config = json.loads((directory / "transformer" / "config.json").read_text())
-            with torch.device("meta"):
-                absent["transformer"] = diffusers.SD3Transformer2DModel.from_config(config)
+        absent |= self._family.encoder_stand_ins(directory)
         try:
-            self._pipeline = getattr(diffusers, self.family).from_pretrained(
+            self._pipeline = getattr(diffusers, name).from_pretrained(
                 directory, torch_dtype=dtype, use_safetensors=True, **absent
             )
         except (OSError, RuntimeError, ValueError, TypeError) as error:
@@ -56,35 +52,16 @@ class TextEncoder:
                 "its tokenizer and text encoder folders"
             ) from error
         self._device = device
-        for name, module in self._pipeline.components.items():
-            if name.startswith("text_encoder") and module is not None:
+        for part, module in self._pipeline.components.items():
+            if part.startswith("text_encoder") and module is not None:
                 module.requires_grad_(False).eval().to(device)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """The condition of each prompt, [B, ...]: what the pipeline itself would give the network."""
-        if self.family == "StableDiffusionPipeline":
-            hidden, _ = self._pipeline.encode_prompt(prompts, self._device, 1, False)
-            return {"encoder_hidden_states": hidden}
-        hidden, _, pooled, _ = self._encode_two(prompts)
-        return {"encoder_hidden_states": hidden, self._pooled_name: pooled}
+        return self._family.encode(self._pipeline, prompts, self._device)
 
     @torch.no_grad()
     def negative(self) -> dict[str, Tensor]:
-        """What guidance leads away from, [1, ...]: the empty prompt, or zeros where the pipeline says so (SDXL)."""
-        empty = self.encode([""])
-        if self.family == "StableDiffusionXLPipeline" and self._pipeline.config.force_zeros_for_empty_prompt:
-            return {key: torch.zeros_like(value) for key, value in empty.items()}
-        return empty
-
-    @property
-    def _pooled_name(self) -> str:
-        return "text_embeds" if self.family == "StableDiffusionXLPipeline" else "pooled_projections"
-
-    def _encode_two(self, prompts: list[str]) -> tuple[Tensor, ...]:
-        further = {} if self.family == "StableDiffusionXLPipeline" else {"prompt_3": None}
-        return tuple(
-            self._pipeline.encode_prompt(
-                prompt=prompts, prompt_2=None, device=self._device, do_classifier_free_guidance=False, **further
-            )
-        )
+        """What guidance leads away from, [1, ...]."""
+        return self._family.encode_negative(self._pipeline, self._device)

@@ -113,12 +113,12 @@ class HealthProbe:
         scale = spec.teacher.guidance_scale
         return cls(
             teacher,
-            teacher_solver(teacher, solver, steps, scale, conditions.negative),
+            teacher_solver(teacher.denoiser, solver, steps, scale, conditions.negative),
             conditions,
             spec.training.seed,
             context.rank,
             context.world_size,
-            unguided=None if scale == 1 else teacher_solver(teacher, solver, steps),
+            unguided=None if scale == 1 else teacher_solver(teacher.denoiser, solver, steps),
         )
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ from dmd_trainer.dmd.step import (
     generator_losses,
     regression_alone,
 )
-from dmd_trainer.families.architectures import Architecture
+from dmd_trainer.families.architecture import Architecture
 from dmd_trainer.planning.gpus import Flops
 
 

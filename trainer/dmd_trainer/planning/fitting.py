@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from dmd_api.manifest import DMDDistillation
 from dmd_api.spec import Lora
-from dmd_trainer.families.architectures import Architecture
+from dmd_trainer.families.architecture import Architecture
 from dmd_trainer.planning.memory import MemoryEstimate, estimate_memory
 
 

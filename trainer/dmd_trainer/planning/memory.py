@@ -17,7 +17,7 @@ from dmd_api.spec import Lora
 from dmd_trainer.distributed.sharding import blocks
 from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.dmd.lora import add_lora
-from dmd_trainer.families.architectures import Architecture
+from dmd_trainer.families.architecture import Architecture
 from dmd_trainer.planning.fake_step import StepShape, measure_activations
 
 FLOAT32 = 4

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dmd_api.manifest import DMDDistillation
-from dmd_trainer.families.architectures import Architecture
+from dmd_trainer.families.architecture import Architecture
 from dmd_trainer.planning.memory import FLOAT32, Sizes
 
 

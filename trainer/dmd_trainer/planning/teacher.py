@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dmd_api.manifest import DMDDistillation
 from dmd_api.uris import parse_uri
-from dmd_trainer.families.architectures import (
+from dmd_trainer.families.architecture import (
     Architecture,
     guess_architecture,
     known_architecture,

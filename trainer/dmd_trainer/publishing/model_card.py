@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmd_trainer.families.networks.song_unet import SongUNet
 from dmd_trainer.families.teacher import Teacher
 
 METHODS = {
@@ -52,7 +51,7 @@ def model_card(teacher: Teacher, pipeline: str, call: Mapping[str, Any], facts: 
     steps = call["num_inference_steps"]
     kind = "one-step" if steps == 1 else f"{steps}-step"
     trusting = ""
-    if isinstance(teacher.denoiser.network, SongUNet):
+    if teacher.family.carries_code(teacher.denoiser.network):
         trusting = ", trust_remote_code=True"  # the network's file is in the folder
     evaluations = "One network evaluation makes" if steps == 1 else f"{steps} network evaluations make"
     return f"""---

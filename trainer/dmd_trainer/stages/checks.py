@@ -55,8 +55,8 @@ def check_teacher(context: StageContext, teacher: Teacher) -> None:
     scale, negative = spec.teacher.guidance_scale, conditions.negative
     regression = spec.method.regression
     if regression is not None:
-        teacher_solver(teacher, regression.solver, regression.solver_steps, scale, negative)
-    guide(teacher, scale, negative)
+        teacher_solver(teacher.denoiser, regression.solver, regression.solver_steps, scale, negative)
+    guide(teacher.denoiser, scale, negative)
     timestep, length = spec.method.generator_timestep, len(teacher.denoiser.schedule)
     if timestep is not None and timestep >= length:
         raise BadInputError(f"spec.method.generatorTimestep: {timestep}, but the schedule's last index is {length - 1}")

@@ -1,6 +1,6 @@
 """What teachers are built like, without their weights: published ones by name, others from their folder.
 
-The published configurations are the JSON files beside this one; their source is in each.
+The published configurations are the JSON files below `published/`; their source is in each.
 """
 
 import copy
@@ -12,32 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmd_api.errors import BadInputError
+from dmd_trainer.families.family import Family
+from dmd_trainer.families.table import NETWORKS, PUBLISHED, find_family
 
 if TYPE_CHECKING:  # configurations are read without torch, networks are built with it
     from torch import Tensor, nn
 
-KNOWN = ("sd15", "sdxl", "sd3", "adm-imagenet64", "edm-cifar10", "ddpm-cifar10")
+KNOWN = tuple(PUBLISHED)
 """The names that the annotation `dmd-operator.io/architecture` may have."""
-
-NAMES = {
-    "stable-diffusion-xl-base": "sdxl",
-    "stable-diffusion-3-medium": "sd3",
-    "stable-diffusion-v1-": "sd15",
-    "edm-imagenet-64x64": "adm-imagenet64",
-    "edm-cifar10-32x32": "edm-cifar10",
-    "ddpm-cifar10-32": "ddpm-cifar10",
-}
-"""Parts of the names that published checkpoints go by."""
-
-NETWORKS = ("SongUNet", "UNet2DModel", "UNet2DConditionModel", "SD3Transformer2DModel")
-"""The classes of networks that are known here."""
-
-PROMPT_TOKENS = 77
-"""What CLIP's text encoders read of a prompt (arXiv 2103.00020, section 2.4)."""
-T5_TOKENS = 256
-"""What SD3's pipeline lets T5 read of it, beside CLIP's tokens."""
-SIZE_CONDITIONS = 6
-"""Numbers that SDXL is told of a picture's size and crop (arXiv 2307.01952, section 2.2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +32,9 @@ class Architecture:
         scheduler: the noise schedule's.
         decoder: the VAE's; None for a teacher of pixels.
         encoder_parameters: weights of the text encoders.
+
+    Raises:
+        BadInputError: no family knows its network.
     """
 
     name: str
@@ -57,6 +42,18 @@ class Architecture:
     scheduler: dict[str, Any]
     decoder: dict[str, Any] | None
     encoder_parameters: int
+
+    def __post_init__(self) -> None:
+        if find_family(self.network, self.scheduler) is None:
+            name = self.network.get("_class_name")
+            raise BadInputError(f"the teacher's network is a {name}; use a {' or '.join(NETWORKS)}")
+
+    @property
+    def family(self) -> Family:
+        """Its family."""
+        found = find_family(self.network, self.scheduler)
+        assert found is not None, "it was looked up before"
+        return found
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -70,7 +67,7 @@ class Architecture:
         import torch
 
         with torch.device("meta"):
-            return network_class(self.network).from_config(copy.deepcopy(self.network)).eval()
+            return self.family.network_class(self.network).from_config(copy.deepcopy(self.network)).eval()
 
     def build_decoder(self) -> "nn.Module":
         """The VAE on the meta device."""
@@ -83,26 +80,7 @@ class Architecture:
 
     def conditions(self, batch: int) -> "dict[str, Tensor]":
         """The network's condition for `batch` samples, as `Denoiser` takes it: zeros."""
-        import torch
-
-        config = self.network
-        if config["_class_name"] == "SD3Transformer2DModel":
-            return {
-                "encoder_hidden_states": torch.zeros(
-                    batch, PROMPT_TOKENS + T5_TOKENS, int(config["joint_attention_dim"])
-                ),
-                "pooled_projections": torch.zeros(batch, int(config["pooled_projection_dim"])),
-            }
-        if config["_class_name"] != "UNet2DConditionModel":
-            labelled = config.get("num_class_embeds") is not None
-            return {"class_labels": torch.zeros(batch, dtype=torch.int64)} if labelled else {}
-        arguments = {"encoder_hidden_states": torch.zeros(batch, PROMPT_TOKENS, int(config["cross_attention_dim"]))}
-        if config.get("addition_embed_type") == "text_time":
-            pooled = config["projection_class_embeddings_input_dim"]
-            pooled -= SIZE_CONDITIONS * config["addition_time_embed_dim"]
-            arguments["text_embeds"] = torch.zeros(batch, pooled)
-            arguments["time_ids"] = torch.zeros(batch, SIZE_CONDITIONS)
-        return arguments
+        return self.family.empty_conditions(self.network, batch)
 
 
 def known_architecture(name: str) -> Architecture:
@@ -115,7 +93,7 @@ def known_architecture(name: str) -> Architecture:
         raise BadInputError(
             f"metadata.annotations: dmd-operator.io/architecture is {name!r}; must be one of {', '.join(KNOWN)}"
         )
-    content = json.loads((files(__name__) / f"{name}.json").read_text())
+    content = json.loads((files("dmd_trainer.families") / "published" / f"{name}.json").read_text())
     return Architecture(
         name, content["network"], content["scheduler"], content["decoder"], content["encoder_parameters"]
     )
@@ -123,7 +101,8 @@ def known_architecture(name: str) -> Architecture:
 
 def guess_architecture(uri: str) -> Architecture | None:
     """That of the published checkpoint that a teacher's URI names, if it names one."""
-    return next((known_architecture(name) for part, name in NAMES.items() if part in uri.lower()), None)
+    names = (name for name, family in PUBLISHED.items() if family.published[name] in uri.lower())
+    return next((known_architecture(name) for name in names), None)
 
 
 def read_architecture(directory: Path) -> Architecture:
@@ -134,7 +113,6 @@ def read_architecture(directory: Path) -> Architecture:
     """
     part = "transformer" if (directory / "transformer").is_dir() else "unet"
     network = _read(directory / part / "config.json")
-    _known_class(network)
     decoder = directory / "vae" / "config.json"
     encoders = sum(
         _count_parameters(path)
@@ -143,29 +121,6 @@ def read_architecture(directory: Path) -> Architecture:
     )
     scheduler = _read(directory / "scheduler" / "scheduler_config.json")
     return Architecture(directory.name, network, scheduler, _read(decoder) if decoder.exists() else None, encoders)
-
-
-def network_class(config: dict[str, Any]) -> Any:
-    """The class of a network's configuration.
-
-    Raises:
-        BadInputError: it is not one of those known here.
-    """
-    name = _known_class(config)
-    if name == "SongUNet":
-        from dmd_trainer.families.networks.song_unet import SongUNet
-
-        return SongUNet
-    import diffusers
-
-    return getattr(diffusers, name)
-
-
-def _known_class(config: dict[str, Any]) -> str:
-    name = config.get("_class_name")
-    if name not in NETWORKS:
-        raise BadInputError(f"the teacher's network is a {name}; memory and time can be estimated for U-Nets and SD3")
-    return str(name)
 
 
 def _read(path: Path) -> dict[str, Any]:

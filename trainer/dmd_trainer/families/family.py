@@ -1,0 +1,135 @@
+"""The interface of a family of teachers; a new one is a file beside this one and a line in `table.py`.
+
+Families are known without torch and diffusers, which `dmdctl plan` may not have: methods that need them import them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dmd_api.errors import BadInputError
+from dmd_api.spec import Method
+from dmd_trainer.diffusion.prediction import Prediction
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dmd_trainer.diffusion.denoiser import Condition
+    from dmd_trainer.families.teacher import Teacher
+
+Config = Mapping[str, Any]
+"""A configuration as diffusers writes it into a pipeline's folder."""
+
+WIDTH = 16
+"""Channels of a shrunken network's narrowest level by default, and of shrunken text encoders."""
+GROUPS = 4
+"""Groups of a shrunken network's normalisations."""
+HEAD_WIDTH = 8
+"""Channels of a shrunken network's attention heads."""
+
+
+class Family(ABC):
+    """What differs from one family of teachers to another.
+
+    Attributes:
+        networks: the classes of the denoising network, by name.
+        pipelines: the classes of the pipelines that text is encoded by, by name; none for teachers of pixels.
+        exports: the classes of the pipelines that generators are exported as, by name.
+        part: the network's folder in a pipeline, and its name there.
+        published: the published checkpoints whose configurations are below `published/`: by their name there, a part
+            of the names that they go by.
+        encoders: the classes of a shrunken pipeline's text encoders, by name.
+        absent: parts that a shrunken pipeline is complete without.
+    """
+
+    networks: ClassVar[tuple[str, ...]]
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    exports: ClassVar[tuple[str, ...]]
+    part: ClassVar[str] = "unet"
+    published: ClassVar[Mapping[str, str]] = {}
+    encoders: ClassVar[tuple[str, ...]] = ()
+    absent: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether its networks are conditioned on prompts, and denoise latents."""
+        return bool(self.pipelines)
+
+    def matches(self, network: Config, scheduler: Config) -> bool:
+        """Whether a teacher with these configurations is one of the family's."""
+        return network.get("_class_name") in self.networks
+
+    def network_class(self, network: Config) -> Any:
+        """The class of the network of a configuration."""
+        import diffusers
+
+        return getattr(diffusers, network["_class_name"])
+
+    @abstractmethod
+    def empty_conditions(self, network: Config, batch: int) -> "dict[str, Tensor]":
+        """Zeros of the shapes of a network's condition, each [batch, ...]."""
+
+    def added_conditions(self, network: Any, image_size: tuple[int, int]) -> "Condition":
+        """What a network is told beside text of images of (height, width) pixels, each [1, ...]."""
+        return {}
+
+    @abstractmethod
+    def shrink(self, network: Config, width: int) -> dict[str, Any]:
+        """A configuration with as many levels of the same kinds, `width` channels in the narrowest."""
+
+    def encode(self, pipeline: Any, prompts: list[str], device: "torch.device") -> "dict[str, Tensor]":
+        """The condition of each prompt, [B, ...], as the pipeline's own call would make it."""
+        raise NotImplementedError("only families that take text are asked")
+
+    def encode_negative(self, pipeline: Any, device: "torch.device") -> "dict[str, Tensor]":
+        """The condition that guidance leads away from, [1, ...]: the empty prompt's."""
+        return self.encode(pipeline, [""], device)
+
+    def encoder_stand_ins(self, directory: Any) -> dict[str, Any]:
+        """What a pipeline that is loaded for its text encoders alone is given in the place of other parts."""
+        return {}
+
+    @abstractmethod
+    def check_exportable(self, prediction: Prediction, classes: int | None, method: Method) -> None:
+        """Tells before training what could not be exported after it.
+
+        Args:
+            prediction: the teacher's.
+            classes: how many labels it embeds; None for none.
+            method: the manifest's.
+
+        Raises:
+            BadInputError: no stock pipeline calls such a network.
+        """
+
+    @abstractmethod
+    def generator_pipeline(self, teacher: "Teacher", network: Any, timesteps: Sequence[int]) -> Any:
+        """A stock diffusers pipeline that draws with the generator's network.
+
+        Args:
+            teacher: whose schedule and other parts it has.
+            network: the generator's, on the CPU.
+            timesteps: the indices of the schedule that it is called at, noisiest first.
+        """
+
+    def carries_code(self, network: Any) -> bool:
+        """Whether a network is none of diffusers', so that its file is exported with its weights."""
+        return False
+
+    def call_arguments(self, steps: int) -> dict[str, Any]:
+        """How the pipeline is called to take the generator's steps."""
+        return {"num_inference_steps": steps}
+
+
+def refuse_steps(method: Method) -> None:
+    """For pixels, whose stock pipelines call a network once, or at noise levels of their own.
+
+    Raises:
+        BadInputError: the generator takes several steps.
+    """
+    if method.generator_steps > 1:
+        raise BadInputError(
+            "spec.method.generatorSteps: diffusers has no pipeline that calls a UNet2DModel at these noise levels; "
+            "leave it at 1 for a pixel teacher"
+        )
