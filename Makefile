@@ -61,13 +61,15 @@ lint: setup ## ruff, mypy, the import contracts, and whether generated files are
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m dmd_api.generate --check
+	$(BIN)/python docs/tables.py --check
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: setup ## Write the generated files (CRD, manifest reference, table of the chart's values) anew
+generate: setup ## Regenerate the CRD, the manifest's reference, the chart's table of values, the tables of files
 	$(BIN)/python -m dmd_api.generate
+	$(BIN)/python docs/tables.py
 
 constraints: setup ## Resolve all dependencies anew into constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --no-header --no-annotate --no-emit-index-url --all-extras --python-version 3.11 pyproject.toml --output-file constraints.txt
