@@ -20,10 +20,13 @@ def page(text: str) -> str:
     """The page with its tables rewritten.
 
     Raises:
-        ValueError: a package has no table.
+        ValueError: a package has no table, or a table no package.
     """
-    if missing := sorted(set(rooms()) - {marker[2] for marker in MARKED.finditer(text)}):
+    marked, there = {marker[2] for marker in MARKED.finditer(text)}, set(rooms())
+    if missing := sorted(there - marked):
         raise ValueError(f"docs/architecture.md has no table for {', '.join(missing)}: mark its place as the others'")
+    if gone := sorted(marked - there):
+        raise ValueError(f"docs/architecture.md has a table for {', '.join(gone)}, which is no package: remove it")
     return MARKED.sub(lambda found: found[1] + table(found[2]) + found[4], text)
 
 
