@@ -20,7 +20,7 @@ NONE_CHOSEN = test $$? -eq 5
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
-# The stamp is made anew whenever what it depends on changes, so that every target can simply ask for it.
+# The stamp is renewed whenever what it depends on changes, so that every target can simply ask for it.
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -61,15 +61,17 @@ lint: setup ## ruff, mypy, the import contracts, and whether generated files are
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m dmd_api.generate --check
+	$(BIN)/python docs/tables.py --check
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: setup ## Write the generated files (CRD, manifest reference, table of the chart's values) anew
+generate: setup ## Regenerate the CRD, the manifest's reference, the chart's table of values, the tables of files
 	$(BIN)/python -m dmd_api.generate
+	$(BIN)/python docs/tables.py
 
-constraints: setup ## Resolve all dependencies anew into constraints.txt
+constraints: setup ## Resolve all dependencies again into constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --no-header --no-annotate --no-emit-index-url --all-extras --python-version 3.11 pyproject.toml --output-file constraints.txt
 
 images: ## Build both images: BUILDER=podman or buildah, REGISTRY=..., BUILD_ARGS for a base of one's own or a proxy

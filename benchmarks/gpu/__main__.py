@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.report import end_part
 
 BUDGETS = {"numbers": 70, "memory": 110, "speed": 100, "sampling": 80, "nccl": 30}
-"""Seconds of each part, on an H100."""
+"""Seconds that each part may take."""
 MINIATURE = 3
 """How many times longer a part may take in miniature: a CPU may be shared."""
 GRACE = 5

@@ -1,4 +1,4 @@
-"""Shows a run as it goes: a progress bar a stage, or plain lines where there is no terminal."""
+"""Shows a run as it goes: a progress bar for each stage, or plain lines where there is no terminal."""
 
 import time
 from types import TracebackType

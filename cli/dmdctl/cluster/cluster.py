@@ -1,4 +1,4 @@
-"""The cluster that a kubeconfig names, and in words whatever can be wrong with the way there.
+"""The cluster that a kubeconfig names, and a plain message for whatever keeps us from reaching it.
 
 The client is an optional dependency: only `dmdctl watch` and `dmdctl logs` import this file.
 """

@@ -1,4 +1,4 @@
-"""Lines of many workers' logs in one order of time: pure, but for the streams that they come from."""
+"""Merges the lines of many workers' logs in the order of time."""
 
 import asyncio
 import heapq

@@ -1,4 +1,4 @@
-"""`dmdctl logs`: what all workers of an attempt write, as one."""
+"""`dmdctl logs`: the logs of all workers of an attempt, as one."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""From a resource's status and events to what a person sees of the run: pure, but for the display it is told to."""
+"""Turns a resource's status and events into what a person sees of the run."""
 
 import re
 from collections.abc import Callable, Mapping

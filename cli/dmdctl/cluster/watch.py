@@ -1,4 +1,4 @@
-"""`dmdctl watch`: a run in a cluster, as its resource tells of it."""
+"""`dmdctl watch`: follows a run in a cluster to its end."""
 
 import asyncio
 from collections.abc import AsyncIterator

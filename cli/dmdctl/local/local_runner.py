@@ -1,4 +1,4 @@
-"""Stages on this machine: torchx's local scheduler, stopped with the patience that a checkpoint needs."""
+"""Runs a stage on torchx's local scheduler, and leaves it time for a checkpoint when it is stopped."""
 
 import json
 import os

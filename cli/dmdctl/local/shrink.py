@@ -1,4 +1,4 @@
-"""`dmdctl run --shrink`: the manifest's distillation made so small that it can be rehearsed on this machine.
+"""`dmdctl run --shrink`: makes a manifest's distillation small enough to be rehearsed on this machine.
 
 The method stays as it is; what it is done to is replaced. The teacher becomes a tiny random one of its architecture,
 data and feature networks become what ships with the trainer, and every number that makes a run long becomes small.

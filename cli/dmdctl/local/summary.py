@@ -1,4 +1,4 @@
-"""The table that a finished run is shown as, and the commands to go on with."""
+"""The table that sums up a finished run, and the commands to go on with."""
 
 from rich.console import Console
 from rich.table import Table

@@ -1,4 +1,4 @@
-"""`dmdctl plan`: the objects, evaluations, memory, time and storage of a run that is not made yet."""
+"""`dmdctl plan`: the objects, evaluations, memory, time and storage of a run, before anything is created."""
 
 import importlib.util
 import tempfile

@@ -1,4 +1,4 @@
-"""From encoded pictures to tensors, in a pool of threads."""
+"""Decodes pictures to tensors in a pool of threads."""
 
 import os
 from collections.abc import Callable, Iterable

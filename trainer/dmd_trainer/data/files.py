@@ -1,4 +1,4 @@
-"""The files of a set of images, on disk or in a storage, which are fetched one by one as they are needed."""
+"""The files of an image set, on disk or in storage, each fetched when it is first needed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Real images as a teacher sees them, with labels or captions: which the GAN term compares generated ones with."""
+"""Real images as a teacher sees them, with labels or captions, for the GAN term."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""A run's pairs: the shards that are missing are made, and all of them are copied to the node that trains."""
+"""A run's pairs: makes the shards that are missing, and copies all of them to the node that trains."""
 
 from collections.abc import Iterable
 

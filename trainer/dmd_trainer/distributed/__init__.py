@@ -1,1 +1,1 @@
-"""What several processes agree on, and how networks are shared among them."""
+"""Several processes training one network: what they agree on, and how it is sharded."""

@@ -1,4 +1,4 @@
-"""How a network lies in memory: shards (FSDP2), activations made again, channels-last, compiled."""
+"""How a network lies in memory: shards (FSDP2), recomputed activations, channels-last, compiled."""
 
 from typing import Any
 

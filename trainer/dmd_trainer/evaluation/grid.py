@@ -1,4 +1,4 @@
-"""Images at noise that never changes, drawn again and again while a generator trains."""
+"""The grid of a training's samples: the same noise each time, so that its pictures can be compared."""
 
 from pathlib import Path
 

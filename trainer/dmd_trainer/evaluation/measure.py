@@ -1,4 +1,4 @@
-"""Measuring a sampler: features of its images, then metrics against real ones, together with all ranks."""
+"""Measures a sampler: features of its images, then metrics against real ones, together with all ranks."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field

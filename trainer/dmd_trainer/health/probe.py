@@ -1,4 +1,4 @@
-"""What the health of a run is read from: the generator's images, at noise that never changes, beside the teacher's.
+"""Measures a run's health: the generator's images beside the teacher's, always for the same noise.
 
 The probe stands beside the training step: it draws nothing that training draws, and changes nothing.
 """

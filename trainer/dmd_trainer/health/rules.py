@@ -1,4 +1,4 @@
-"""Is the run healthy? Rules over measures of generator and fake score, each with the likely cause and what to change.
+"""Rules over the measures of a run's health, each with the likely cause and what to change.
 
 Distribution matching goes wrong in a few known ways (DMD2, arXiv 2405.14867, sections 4.1 and 4.2, on what the
 regression is there for and on the fake score that cannot keep up): images turn into noise, into one colour, or into

@@ -1,4 +1,4 @@
-"""Publishes a measured generator: exported, registered, given its alias if it earned it, its MLflow run finished."""
+"""Publishes a measured generator: exports and registers it, sets its alias if it earned it, finishes its MLflow run."""
 
 import json
 import time

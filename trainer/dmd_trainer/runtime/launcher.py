@@ -1,4 +1,4 @@
-"""Starts a stage's processes through torchrun's elastic API, and makes their end mean something.
+"""Starts a stage's processes through torchrun's elastic API, and turns their ends into one result.
 
 `python -m dmd_trainer STAGE` is this launcher: one a node. It starts the workers (`worker.py`), one a process, waits,
 and ends with one of `dmd_api.exit_codes`, leaving the stage's result or error as the termination message.

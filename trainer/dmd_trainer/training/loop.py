@@ -1,4 +1,4 @@
-"""The training loop: steps, and between them evaluation, samples, health, checkpoints, and what is shown of it all."""
+"""The training loop: steps, and between them evaluation, samples, health, checkpoints and progress."""
 
 import time
 from collections.abc import Callable

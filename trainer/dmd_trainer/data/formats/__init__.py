@@ -1,4 +1,4 @@
-"""The formats of image sets: one file each, and one line each in this table."""
+"""The formats of image sets: one file each, and one line each in `FORMATS`."""
 
 from pathlib import PurePosixPath
 

@@ -1,4 +1,4 @@
-"""Folders of picture files, maybe one for each class."""
+"""Folders of picture files, optionally one for each class."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Webdataset's tars: files of one name make a sample."""
+"""WebDataset's tars: files that share a name make a sample."""
 
 import tarfile
 from functools import cached_property
