@@ -54,6 +54,10 @@ class Report:
         """Seconds left of the part's budget."""
         return self.deadline - time.time()
 
+    def wants(self, name: str) -> bool:
+        """Whether a case is one of those that are chosen."""
+        return not self.chosen or any(text in name for text in self.chosen)
+
     @contextmanager
     def case(self, name: str, seconds: float = 0.0, *, always: bool = False) -> Iterator[dict[str, Any]]:
         """A case, whose results go into the dictionary; what it raises is reported, and the part goes on.
@@ -67,7 +71,7 @@ class Report:
             A dictionary for the results; with the key "skipped" the case is not to be run.
         """
         found: dict[str, Any] = {}
-        if self.chosen and not always and not any(text in name for text in self.chosen):
+        if not always and not self.wants(name):
             found = {"skipped": True}
         elif self.left < seconds and not self.miniature:
             self.skip(name, f"{seconds:.0f} s needed, {self.left:.0f} s left of the part's budget")
