@@ -1,21 +1,21 @@
 """A plan's lines about GPUs: memory, the settings that make one enough, time and storage."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from dmd_api.manifest import DMDDistillation
 from dmd_trainer.families.architecture import KNOWN, Architecture
+from dmd_trainer.planning.fitting import enough_settings
 from dmd_trainer.planning.gpus import UTILISATION, Flops, find_gpu, stage_seconds
+from dmd_trainer.planning.measured import count_flops
+from dmd_trainer.planning.memory import MemoryEstimate, count_sizes, estimate_memory
+from dmd_trainer.planning.shape import step_shape
+from dmd_trainer.planning.stored import Stored, count_stored
 from dmd_trainer.planning.teacher import ANNOTATION
 from dmd_trainer.planning.work import Work
 from dmdctl.display import duration
-
-if TYPE_CHECKING:
-    from dmd_trainer.planning.memory import MemoryEstimate
-    from dmd_trainer.planning.stored import Stored
 
 GIGABYTE = 10**9
 MEMORY_SIZES = (16, 24, 40, 48, 80, 141)
@@ -51,10 +51,6 @@ def show_gpu_plan(
             highlight=False,
         )
         return
-    from dmd_trainer.planning.fake_step import count_flops
-    from dmd_trainer.planning.memory import count_sizes, estimate_memory, step_shape
-    from dmd_trainer.planning.stored import count_stored
-
     with console.status("running a step without data"):
         estimate = estimate_memory(manifest, architecture)
     sharded = ", sharded" if manifest.spec.training.sharding == "FSDP" else ""
@@ -73,7 +69,7 @@ def show_gpu_plan(
         console.print(line, highlight=False)
 
 
-def _memory_table(estimate: "MemoryEstimate", micro_batch: int) -> Table:
+def _memory_table(estimate: MemoryEstimate, micro_batch: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("part")
     table.add_column("memory", justify="right")
@@ -90,8 +86,6 @@ def _enough(total: int) -> str:
 
 
 def _advice(manifest: DMDDistillation, architecture: Architecture, gpu_memory: int) -> str:
-    from dmd_trainer.planning.fitting import enough_settings
-
     settings, estimate, _ = enough_settings(manifest, architecture, gpu_memory * GIGABYTE)
     changes = "".join(f"\n  {setting}" for setting in settings)
     if estimate.total <= gpu_memory * GIGABYTE:
@@ -112,7 +106,7 @@ def _time(manifest: DMDDistillation, work: Work, flops: Flops, name: str) -> str
     )
 
 
-def _storage(manifest: DMDDistillation, stored: "Stored") -> list[str]:
+def _storage(manifest: DMDDistillation, stored: Stored) -> list[str]:
     lines = []
     if (regression := manifest.spec.method.regression) is not None:
         lines.append(f"pairs: {regression.pairs:,}, {_size(stored.pairs)} in storage")

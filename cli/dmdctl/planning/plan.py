@@ -18,7 +18,7 @@ from dmd_trainer.planning.work import Work, count_work
 from dmdctl.display import duration
 from dmdctl.manifest_file import read_manifest
 from dmdctl.planning.gpu_plan import show_gpu_plan
-from dmdctl.quiet import quiet_libraries
+from dmdctl.quiet import quiet_libraries, quiet_warnings
 
 if TYPE_CHECKING:
     from dmd_trainer.diffusion.denoiser import Condition
@@ -60,8 +60,7 @@ def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None
     console.print(_objects(manifest))
     work = count_work(manifest, architecture.scheduler if architecture else None)
     trainer = all(importlib.util.find_spec(name) for name in ("torch", "diffusers"))
-    if trainer:
-        quiet_libraries()
+    quiet_warnings()
     if probe is None:
         probe = trainer and at_hand(manifest)
     found = _probe_teacher(manifest) if probe else None
@@ -90,6 +89,7 @@ def _probe_teacher(manifest: DMDDistillation) -> Probe:
     from dmd_trainer.families.teacher import load_teacher
     from dmd_trainer.runtime.fetch import local_path
 
+    quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch, Console().status("timing the teacher"):
         folder = local_path(manifest.spec.teacher.uri, Path(scratch))
         teacher = load_teacher(folder)

@@ -49,6 +49,11 @@ class Architecture:
             raise BadInputError(f"the teacher's network is a {name}; use a {' or '.join(NETWORKS)}")
 
     @property
+    def configuration(self) -> dict[str, Any]:
+        """All that decides its networks, as JSON has it; its name does not."""
+        return {key: value for key, value in vars(self).items() if key != "name"}
+
+    @property
     def family(self) -> Family:
         """Its family."""
         found = find_family(self.network, self.scheduler)

@@ -8,8 +8,6 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +19,6 @@ from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmd_api.spec import Lora
 from dmd_trainer.diffusion.denoiser import Denoiser, Guided
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.prediction import Prediction
@@ -43,6 +40,7 @@ from dmd_trainer.dmd.step import (
 )
 from dmd_trainer.families.architecture import Architecture
 from dmd_trainer.planning.gpus import Flops
+from dmd_trainer.planning.shape import StepShape
 
 
 class LiveTensors(TorchDispatchMode):
@@ -81,40 +79,6 @@ class LiveTensors(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-@dataclass(frozen=True)
-class StepShape:
-    """The settings that decide a step's activations.
-
-    Attributes:
-        micro_batch: samples that pass the networks at once.
-        guided: the teacher sees each sample with and without its condition.
-        pairs: the generator passes as many noises of ODE pairs, too.
-        lpips: and they are compared by LPIPS, decoded where there is a VAE.
-        gan: a head on the fake score's bottleneck tells real and generated samples apart.
-        matching: there is a fake score to match distributions with; otherwise the regression on pairs is all.
-        bf16: the networks run under autocast.
-        teacher_bf16: the teacher does, since its weights are of 16 or 8 bits.
-        gathered: weights are gathered in the dtype of the computation (FSDP), so that no casts of them are kept.
-        checkpointing: activations are computed again in the backward pass.
-        lora: the generator's adapters, None to train all of it.
-        gpu: follows the GPU's autocast, which normalises in float32, unlike the CPU's.
-    """
-
-    micro_batch: int
-    guided: bool = False
-    pairs: bool = False
-    lpips: bool = False
-    gan: bool = False
-    matching: bool = True
-    bf16: bool = False
-    teacher_bf16: bool = False
-    gathered: bool = False
-    checkpointing: bool = False
-    lora: Lora | None = None
-    gpu: bool = True
-
-
-@lru_cache(maxsize=64)
 def measure_activations(architecture: Architecture, shape: StepShape) -> int:
     """The most bytes that a step's tensors hold at once, without weights, their gradients and states."""
     networks = _Networks(architecture, shape)
@@ -131,7 +95,6 @@ def measure_activations(architecture: Architecture, shape: StepShape) -> int:
     return live.peak
 
 
-@lru_cache(maxsize=16)
 def count_flops(architecture: Architecture) -> Flops:
     """Counts the operations of one sample's forward passes."""
     network = architecture.build_network()

@@ -7,47 +7,17 @@ counted. What it is checked against is in `tests/trainer/test_memory.py`.
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-
-import torch
-from torch import nn
 
 from dmd_api.manifest import DMDDistillation
-from dmd_api.spec import Lora
-from dmd_trainer.distributed.sharding import blocks
-from dmd_trainer.dmd.gan import FakeScore
-from dmd_trainer.dmd.lora import add_lora
 from dmd_trainer.families.architecture import Architecture
-from dmd_trainer.planning.fake_step import StepShape, measure_activations
+from dmd_trainer.planning.measured import Sizes, measure_activations, network_sizes
+from dmd_trainer.planning.shape import step_shape
 
 FLOAT32 = 4
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp8": 1}
 ADAM_MOMENTS = 2
 LPIPS_PARAMETERS = 14_714_688
 """VGG16's convolutions."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The numbers of weights of a run's networks.
-
-    Attributes:
-        network: the denoising network.
-        largest_block: its largest part that is gathered at once where weights are sharded.
-        generator: what is trained of the generator: all of it, or its adapters.
-        adapters: the generator's low-rank adapters; 0 without them.
-        fake_score: the fake score with the GAN head; 0 in a run without one.
-        decoder: the VAE.
-        encoders: the text encoders.
-    """
-
-    network: int
-    largest_block: int
-    generator: int
-    adapters: int
-    fake_score: int
-    decoder: int
-    encoders: int
 
 
 @dataclass(frozen=True)
@@ -82,28 +52,7 @@ class MemoryEstimate:
 def count_sizes(manifest: DMDDistillation, architecture: Architecture) -> Sizes:
     """Counts the weights of a run's networks, without making them."""
     method = manifest.spec.method
-    return _count_sizes(architecture, method.fake_score_updates > 0, method.gan is not None, method.lora)
-
-
-@lru_cache(maxsize=16)
-def _count_sizes(architecture: Architecture, matching: bool, gan: bool, lora: Lora | None) -> Sizes:
-    network = architecture.build_network()
-    parameters = _count(network)
-    sizes = [_count(block) for block in blocks(network)]
-    with torch.device("meta"):
-        fake_score = _count(FakeScore(network, gan=gan)) if matching else 0
-        if lora is not None:
-            add_lora(network, lora)
-    adapters = _count(network) - parameters
-    return Sizes(
-        network=parameters,
-        largest_block=max(sizes),
-        generator=adapters or parameters,
-        adapters=adapters,
-        fake_score=fake_score,
-        decoder=0 if architecture.decoder is None else _count(architecture.build_decoder()),
-        encoders=architecture.encoder_parameters,
-    )
+    return network_sizes(architecture, method.fake_score_updates > 0, method.gan is not None, method.lora)
 
 
 def estimate_memory(manifest: DMDDistillation, architecture: Architecture, *, gpu: bool = True) -> MemoryEstimate:
@@ -136,27 +85,6 @@ def estimate_memory(manifest: DMDDistillation, architecture: Architecture, *, gp
     )
 
 
-def step_shape(manifest: DMDDistillation, *, gpu: bool = True) -> StepShape:
-    """Reads the settings that decide the activations."""
-    spec = manifest.spec
-    training, method = spec.training, spec.method
-    share = training.batch_size // manifest.world_size
-    return StepShape(
-        micro_batch=training.micro_batch_size or share,
-        guided=spec.teacher.guidance_scale != 1,
-        pairs=method.regression is not None,
-        lpips=method.regression is not None and method.regression.loss == "LPIPS",
-        gan=method.gan is not None,
-        matching=method.fake_score_updates > 0,
-        bf16=training.precision == "bf16",
-        teacher_bf16=spec.teacher.weights != "fp32",
-        gathered=training.sharding == "FSDP" and manifest.world_size > 1,
-        checkpointing=training.activation_checkpointing,
-        lora=method.lora,
-        gpu=gpu,
-    )
-
-
 def _frozen(manifest: DMDDistillation, architecture: Architecture, sizes: Sizes, shards: int) -> int:
     """Bytes of the frozen networks. Encoders stay where a prompt's embedding was not yet there (`prompts.py`)."""
     kept = WEIGHT_BYTES[manifest.spec.teacher.weights]
@@ -179,7 +107,3 @@ def _gathered(manifest: DMDDistillation, sizes: Sizes, gradients: int) -> int:
     accumulating = (training.micro_batch_size or share) < share
     at_once = sizes.largest_block * (2 * computed + computed + FLOAT32)
     return at_once + (gradients if accumulating else 0)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(torch.Size(parameter.shape).numel() for parameter in module.parameters())

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from dmd_api.manifest import DMDDistillation
 from dmd_trainer.families.architecture import Architecture
-from dmd_trainer.planning.memory import FLOAT32, Sizes
+from dmd_trainer.planning.measured import Sizes
+from dmd_trainer.planning.memory import FLOAT32
 
 
 @dataclass(frozen=True)
