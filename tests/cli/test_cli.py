@@ -106,17 +106,16 @@ def test_a_manifest_comes_from_standard_input_too(command: str, manifest_dict: d
     manifest_dict["spec"]["training"]["batchsize"] = manifest_dict["spec"]["training"].pop("batchSize")
     done = dmdctl(command, "-", folder=tmp_path, stdin=yaml.safe_dump(manifest_dict))
     assert done.returncode == ExitCode.BAD_INPUT
-    assert "spec.training.batchsize: is no field of the API; did you mean batchSize?" in done.stderr
+    assert "spec.training.batchsize: is not a field of the API; did you mean batchSize?" in done.stderr
     done = dmdctl(command, "-", folder=tmp_path, stdin="a: [")
     assert done.returncode == ExitCode.BAD_INPUT
     assert "standard input, line 1, column 5: not valid YAML" in done.stderr
 
 
-def test_plan_reads_standard_input_and_shows_its_own_words_alone(tmp_path: Path) -> None:
-    manifest = (Path(__file__).parents[2] / "examples" / "distill-cifar10.yaml").read_text()
-    done = dmdctl("plan", "-", folder=tmp_path, stdin=manifest)
+def test_plan_reads_standard_input_and_shows_its_own_words_alone(manifest_dict: dict[str, Any], tmp_path: Path) -> None:
+    done = dmdctl("plan", "-", folder=tmp_path, stdin=yaml.safe_dump(manifest_dict))
     assert done.returncode == 0, done.stderr
-    assert "distill-cifar10-distill-1" in done.stdout
+    assert "tiny-distill-1" in done.stdout
     assert "enough: GPUs of" in done.stdout
     assert done.stderr == ""
 

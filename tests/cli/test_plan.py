@@ -55,7 +55,7 @@ def test_an_architecture_that_nothing_names_is_none_and_a_wrong_one_is_refused()
 
 @pytest.mark.slow
 def test_settings_are_tried_in_their_order_until_they_are_enough() -> None:
-    manifest = manifest_of(training={"batchSize": 64}, workers={"processesPerNode": 2})
+    manifest = manifest_of(training={"batchSize": 8}, workers={"processesPerNode": 2})
     architecture = known_architecture("ddpm-cifar10")
     total = estimate_memory(manifest, architecture).total
     assert enough_settings(manifest, architecture, total)[0] == []
@@ -81,8 +81,9 @@ def test_one_process_cannot_shard_and_what_is_set_is_not_advised() -> None:
     assert settings == ["training.microBatchSize: 1", "teacher.offload: true"]
 
 
-@pytest.mark.slow
-def test_sdxl_on_one_80_gb_gpu_is_what_its_settings_say() -> None:
+def test_sdxl_on_one_80_gb_gpu_is_what_its_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Weights decide; to measure the step of each setting takes minutes. `benchmarks/gpu` measured it on a GPU.
+    monkeypatch.setattr("dmd_trainer.planning.memory.measure_activations", lambda *_: 12 * GIGABYTE)
     example = load_manifest(EXAMPLES[0].with_name("distill-sdxl-dmd2-four-steps.yaml"))
     architecture = known_architecture("sdxl")
     one = example.model_copy(
@@ -91,7 +92,6 @@ def test_sdxl_on_one_80_gb_gpu_is_what_its_settings_say() -> None:
                 update={
                     "workers": example.spec.workers.model_copy(update={"nodes": 1, "processes_per_node": 1}),
                     "training": example.spec.training.model_copy(update={"batch_size": 2, "micro_batch_size": 1}),
-                    "method": example.spec.method.model_copy(update={"gan": None}),  # half the passes to try
                 }
             )
         }
