@@ -63,7 +63,7 @@ def test_the_method_stays_and_nothing_elsewhere_is_named(path: Path, tmp_path: P
     assert "hf://" not in small.model_dump_json()
 
     def kept(of: DMDDistillation) -> dict[str, object]:
-        method = of.spec.method.model_dump(exclude={"init_from"})
+        method = of.spec.method.model_dump(exclude={"init_from", "fake_score_updates"})
         method["regression"] = {k: v for k, v in (method["regression"] or {}).items() if k not in METHOD}
         optimisation = of.spec.training.model_dump(
             include={"learning_rate", "betas", "precision", "sharding", "activation_checkpointing", "seed"}
@@ -73,6 +73,8 @@ def test_the_method_stays_and_nothing_elsewhere_is_named(path: Path, tmp_path: P
     assert kept(small) == kept(manifest)
     assert bool(small.spec.method.init_from) == bool(manifest.spec.method.init_from)
     assert small.spec.training.generator_updates <= 4
+    # As many kinds of updates: none, one at a time, or more.
+    assert min(small.spec.method.fake_score_updates, 2) == min(manifest.spec.method.fake_score_updates, 2)
     assert shrink(manifest, tmp_path) == small, "the same command goes on with the same run"
 
 

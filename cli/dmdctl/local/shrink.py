@@ -13,10 +13,11 @@ from dmd_api.manifest import DMDDistillation
 from dmd_api.uris import parse_uri
 from dmdctl.quiet import quiet_libraries
 
-UPDATES, EVERY = 4, 2
+UPDATES, EVERY = 2, 1
+FAKE_SCORE_UPDATES = 2
 MICRO_BATCH = 2
 PAIRS, SOLVER_STEPS = 8, 3
-SAMPLES, BATCH = 32, 8
+SAMPLES, BATCH = 16, 8
 RESOLUTION = 32
 """The size at which text-to-image teachers' images and the builtin pictures are compared."""
 EMOJI, CLIP = {"uri": "builtin://emoji"}, {"uri": "builtin://emoji-clip"}
@@ -93,8 +94,10 @@ def _shorten(manifest: DMDDistillation, spec: dict[str, Any]) -> None:
     }
     if micro is not None:
         training["microBatchSize"] = MICRO_BATCH
-    if "regression" in spec["method"]:
-        regression = spec["method"]["regression"]
+    method = spec["method"]
+    method["fakeScoreUpdates"] = min(FAKE_SCORE_UPDATES, manifest.spec.method.fake_score_updates)
+    if "regression" in method:
+        regression = method["regression"]
         regression |= {"pairs": PAIRS, "solverSteps": min(SOLVER_STEPS, regression["solverSteps"])}
     spec["evaluation"] |= {"samples": SAMPLES, "every": EVERY, "batchSize": BATCH}
     spec["workers"] = {"nodes": 1, "processesPerNode": processes}
