@@ -2,7 +2,7 @@
 
     python examples/digits/train_teacher.py trainer/dmd_trainer/assets/digits-teacher
 
-EDM as published (Karras et al. 2022, arXiv 2206.00364), with one difference: the network is told 250 ln(sigma)
+EDM as published (Karras et al. 2022, arXiv 2206.00364), with one difference: the network is given 250 ln(sigma)
 instead of ln(sigma) / 4. That is what `CMStochasticIterativeScheduler` tells it, so that the teacher, and the one-step
 generator distilled from it, are stock diffusers pipelines.
 """

@@ -1,4 +1,4 @@
-"""`python -m dmd_trainer STAGE` runs one stage of a distillation; `dmd_api.runtime` says what it is told and how."""
+"""`python -m dmd_trainer STAGE` runs one stage of a distillation; `dmd_api.runtime` lists its environment."""
 
 import sys
 

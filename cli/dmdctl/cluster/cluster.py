@@ -52,7 +52,7 @@ class Cluster:
     context: str | None = None
 
     async def sign_in_again(self) -> None:
-        """Reads the kubeconfig anew: tokens that a program hands out last for minutes.
+        """Reads the kubeconfig again: tokens that a program hands out last for minutes.
 
         Raises:
             BadInputError: it cannot be used any more.

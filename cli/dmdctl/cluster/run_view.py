@@ -34,7 +34,7 @@ class RunView:
 
     Args:
         display: bars or lines.
-        hears: whether events are told too; without them conditions say what went wrong.
+        hears: whether events are shown too; without them conditions say what went wrong.
         now: the clock.
     """
 

@@ -1,4 +1,4 @@
-"""Noise schedules as tables: how much signal and noise a sample has at each index, and what the network is told.
+"""Noise schedules as tables: how much signal and noise a sample has at each index, and what the network is given.
 
 x_t = alpha_t x_0 + sigma_t eps. Index 0 has the least noise, the last the most. Three families cover every teacher:
 variance preserving (DDPM, Stable Diffusion), EDM (alpha = 1, Karras sigmas), and flow matching (alpha = 1 - sigma).
@@ -26,7 +26,7 @@ class NoiseLevel:
     Attributes:
         alpha: signal scale [B], float64.
         sigma: noise scale [B], float64.
-        time: what the network is told [B], float64.
+        time: what the network is given [B], float64.
     """
 
     alpha: Tensor
@@ -53,7 +53,7 @@ class Schedule:
         sigmas: [N], float64.
         times: [N], float64: the network's time input.
         sigma_data: the data's standard deviation where the teacher is EDM-preconditioned, else None.
-        time_scale: EDM only: the network is told `time_scale` * ln(sigma).
+        time_scale: EDM only: the network is given `time_scale` * ln(sigma).
         config: the diffusers scheduler's that the table is of.
     """
 
@@ -74,7 +74,7 @@ class Schedule:
     def at_sigma(self, sigma: Tensor) -> NoiseLevel:
         """The levels at noise scales [B] between the table's, for EDM schedules."""
         sigma = sigma.to(torch.float64)
-        # ln 0 is not a time: the level without noise is told as the least noise that float64 can tell.
+        # ln 0 is not a time: the level without noise is given as the least noise that float64 can hold.
         return NoiseLevel(torch.ones_like(sigma), sigma, self.time_scale * sigma.clamp_min(1e-44).log())
 
     def to(self, device: torch.device | str) -> Self:
@@ -110,7 +110,7 @@ def schedule_from_scheduler(config: Mapping[str, Any]) -> Schedule:
             float(config.get("sigma_max", 80.0)),
             float(config.get("rho", 7.0)),
         ).flip(0)
-        # EDM's networks are told ln(sigma) / 4; those of consistency models a thousand times that.
+        # EDM's networks are given ln(sigma) / 4; those of consistency models a thousand times that.
         scale = 250.0 if name.startswith("CMStochastic") else 0.25
         return Schedule(
             torch.ones_like(sigmas), sigmas, scale * sigmas.log(), float(config.get("sigma_data", 0.5)), scale, config

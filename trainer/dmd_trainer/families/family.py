@@ -71,7 +71,7 @@ class Family(ABC):
         """Zeros of the shapes of a network's condition, each [batch, ...]."""
 
     def added_conditions(self, network: Any, image_size: tuple[int, int]) -> "Condition":
-        """What a network is told beside text of images of (height, width) pixels, each [1, ...]."""
+        """The arguments of a network besides text, for images of (height, width) pixels, each [1, ...]."""
         return {}
 
     @abstractmethod

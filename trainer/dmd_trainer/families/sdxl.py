@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dmd_trainer.diffusion.denoiser import Condition
 
 SIZE_CONDITIONS = 6
-"""Numbers that the network is told of a picture's size and crop (arXiv 2307.01952, section 2.2)."""
+"""Numbers that the network is given about a picture's size and crop (arXiv 2307.01952, section 2.2)."""
 SIZE_WIDTH = 8
 """Of what a shrunken network makes of each of them."""
 

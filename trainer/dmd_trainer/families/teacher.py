@@ -63,7 +63,7 @@ class Teacher:
 
     @property
     def added_conditions(self) -> Condition:
-        """What the network is told beside text, each [1, ...]."""
+        """The arguments of the network besides text, each [1, ...]."""
         _, height, width = self.image_shape
         return self.family.added_conditions(self.denoiser.network, (height, width))
 

@@ -60,7 +60,7 @@ class Layout:
         channels: of the image.
         first_width: of the first convolution.
         time_channels: of the time's sines and cosines.
-        embedding_channels: of what the residual blocks are told.
+        embedding_channels: of the embedding that residual blocks are given.
         classes: how many labels there are; None for an unconditional network.
     """
 
@@ -392,7 +392,7 @@ def _published(name: str, modules: dict[str, str]) -> tuple[str, str]:
 def _save(network: UNet2DModel | SongUNet, sigma_data: float, source: Path, out: Path) -> None:
     name = type(network).__name__
     network.save_pretrained(out / "unet", safe_serialization=True)
-    # The noise levels of the paper's samplers (table 1); the network is told ln(sigma) / 4, as this scheduler does.
+    # The noise levels of the paper's samplers (table 1); the network is given ln(sigma) / 4, as this scheduler does.
     EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=sigma_data).save_pretrained(out / "scheduler")
     index = {
         "_class_name": "DiffusionPipeline",

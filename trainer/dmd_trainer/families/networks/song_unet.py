@@ -48,7 +48,7 @@ class SongUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         time_embedding_channels: of the sines and cosines.
         time_scale: what `timestep` is multiplied by; 0.001 makes 250 ln(sigma), which consistency models are told,
             EDM's ln(sigma) / 4.
-        embedding_channels: of what the residual blocks are told.
+        embedding_channels: of the embedding that residual blocks are given.
         resample: "box" ([1, 1]) or "fir" ([1, 3, 3, 1]), the filter of the blocks that change the resolution.
         input_pyramid: whether the filtered input is added to each level on the way down ("residual" in the paper).
         num_class_embeds: how many labels there are; None for an unconditional network.
