@@ -45,7 +45,7 @@ def apply(stack: Stack, name: str, **spec: Any) -> None:
     stack.kubectl.apply(manifest)
 
 
-def wait_until_complete(stack: Stack, name: str, seconds: int = 600) -> dict[str, Any]:
+def wait_until_complete(stack: Stack, name: str, seconds: int = 1500) -> dict[str, Any]:
     def over() -> dict[str, Any] | None:
         found = status(stack.kubectl, name, TEAM)
         return found if found.get("phase") in {"Complete", "Failed"} else None

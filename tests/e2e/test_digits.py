@@ -19,7 +19,7 @@ from tests.e2e.stack import ROOT, SYSTEM, TEAM, Stack, on_this_machine
 from tests.operator.live import eventually, is_true, status
 from tests.servers import SECRET_KEY
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 NAME = "distill-digits"
 SHORTER: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ from tests.e2e.stack import TEAM, Stack
 from tests.operator.live import condition, eventually, is_true, status
 from tests.servers import ACCESS_KEY, SECRET_KEY
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 NAME = "node-lost"
 
@@ -58,7 +58,7 @@ def test_missing_secrets_and_refusing_buckets_are_found_before_anything_runs_and
 def test_a_lost_node_is_left(stack: Stack, undisturbed: Future[str], without_its_node: None) -> None:
     """Longer than the toleration, and than the grace of the pods that nobody can end."""
     found = wait_until_complete(stack, NAME)
-    assert stack.report(NAME)["generatorSha256"] == undisturbed.result(300)
+    assert stack.report(NAME)["generatorSha256"] == undisturbed.result(1200)
     assert found["failures"] == 0, story(stack, NAME)
     told = disruptions(stack, NAME)
     assert "node unreachable" in told[0]
@@ -79,10 +79,10 @@ def preflights_finding(stack: Stack, name: str, said: str) -> dict[str, Any]:
         found = condition(status(stack.kubectl, name, TEAM), "PreflightPassed")
         return found if found.get("status") == "False" and said in found["message"] else None
 
-    return eventually(finding, f"preflight's finding about {name}", 240)
+    return eventually(finding, f"preflight's finding about {name}", 480)
 
 
 def passes_preflight(stack: Stack, name: str) -> None:
     """By itself, once the cause is gone; the rest of the run is none of this test's."""
-    eventually(lambda: is_true(status(stack.kubectl, name, TEAM), "PreflightPassed"), f"{name} passes preflight", 240)
+    eventually(lambda: is_true(status(stack.kubectl, name, TEAM), "PreflightPassed"), f"{name} passes preflight", 480)
     stack.kubectl("delete", "dmd", name, "-n", TEAM)
