@@ -202,5 +202,5 @@ def test_architectures_are_found_by_name() -> None:
         assert found is not None
         assert found.name == name
     assert guess_architecture("s3://models/mine") is None
-    with pytest.raises(BadInputError, match="must be one of sd15, sdxl"):
+    with pytest.raises(BadInputError, match=r"must be one of .*\bsd15\b"):
         known_architecture("sd14")

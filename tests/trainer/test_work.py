@@ -23,6 +23,7 @@ from dmd_trainer.diffusion.prediction import Prediction, prediction_of
 from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.dmd.distillation import Distillation
+from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.architecture import read_architecture
 from dmd_trainer.families.teacher import Teacher, load_teacher
@@ -79,8 +80,7 @@ class Zeros:
         return {"rows": random.integers(0, 1)}
 
     def embed(self, drawn: dict[str, Tensor], device: object = None) -> dict[str, Tensor]:
-        conditions = self.architecture.conditions(len(drawn["rows"]))
-        return {**conditions.pop("added_cond_kwargs", {}), **conditions}
+        return self.architecture.conditions(len(drawn["rows"]))
 
     def prefetch(self, indices: Tensor) -> None:
         """Everything is in memory."""
@@ -129,14 +129,9 @@ def test_a_step_evaluates_its_networks_as_often_as_planned(folder: Path, method:
     if "gan" in METHODS[method] and (folder / "transformer").exists():
         pytest.skip("the GAN term needs a U-Net's bottleneck")
     manifest = manifest_of(METHODS[method], teacher, guidance)
-    distillation = Distillation(
-        teacher,
-        manifest.spec,
-        Zeros(teacher),  # type: ignore[arg-type]
-        Pairs(teacher) if "regression" in METHODS[method] else None,  # type: ignore[arg-type]
-        l2_regression_loss,
-        real_images=RealImages(teacher),  # type: ignore[arg-type]
-    )
+    pairs = Pairs(teacher) if "regression" in METHODS[method] else None
+    data = TrainingData(Zeros(teacher), pairs, RealImages(teacher))  # type: ignore[arg-type]
+    distillation = Distillation(teacher, manifest.spec, data, l2_regression_loss)
     trained = [distillation.generator_network, distillation.fake_score_network]
     counted = Evaluations(teacher.denoiser.network, *(network.module for network in trained if network is not None))
     for _ in range(STEPS):
