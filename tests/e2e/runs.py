@@ -11,7 +11,7 @@ from tests.operator import live
 from tests.operator.live import eventually, status
 from tests.stages import RUN_KEY, run_stage
 
-UPDATES = 800
+UPDATES = 500
 SMALL: dict[str, Any] = {
     "apiVersion": "dmd-operator.io/v1alpha1",
     "kind": "DMDDistillation",
@@ -24,11 +24,11 @@ SMALL: dict[str, Any] = {
             "batchSize": 8,
             "learningRate": 1e-4,
             "checkpointEvery": 20,
-            "sampleEvery": 400,
+            "sampleEvery": 250,
         },
         "evaluation": {
             "samples": 100,
-            "every": 400,
+            "every": 250,
             "batchSize": 50,
             "reference": {"uri": "builtin://digits"},
             "features": {"uri": "builtin://digits-classifier"},
