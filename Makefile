@@ -37,7 +37,7 @@ test: setup ## Run all tests: those that need nodes one by one in the end, while
 	$(BIN)/pytest -m nodes $(ARGS) || $(NONE_CHOSEN)
 
 test-local: setup
-	$(BIN)/pytest -n 3 --dist worksteal -m "not cluster" $(ARGS) || $(NONE_CHOSEN)
+	$(BIN)/pytest -n 2 --dist worksteal -m "not cluster" $(ARGS) || $(NONE_CHOSEN)
 
 # These mostly wait. They are shown when they are over: lines of two test runs would get mixed up.
 test-control-plane: setup
