@@ -24,7 +24,7 @@ from dmd_api.stages import Stage
 from dmdctl.local.local_runner import free_port, read_progress
 
 RUN_KEY = "run"
-DEADLINE = 180.0
+DEADLINE = 600.0
 
 
 @dataclass

@@ -39,7 +39,7 @@ def logs(run: Resource, *arguments: str, folder: Path) -> subprocess.CompletedPr
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
         env=environment(run.api.kubeconfig),
     )
@@ -163,7 +163,7 @@ def test_ctrl_c_and_a_reader_that_leaves(plane: ControlPlane, node: FakeNode, ru
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=True,
         env=environment(plane.kubeconfig),
     )

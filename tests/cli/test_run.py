@@ -149,7 +149,7 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     assert {f.path for f in client.list_artifacts(report["mlflowRun"])} >= {"images", "pictures", "report.json"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_no_process_outlives_a_command_that_is_killed(module_manifest: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(module_manifest))
     process = start(tmp_path)
@@ -161,7 +161,7 @@ def test_no_process_outlives_a_command_that_is_killed(module_manifest: dict[str,
     assert_all_gone(processes)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_what_only_a_look_can_tell_is_found_by_preflight(module_manifest: dict[str, Any], tmp_path: Path) -> None:
     manifest = json.loads(json.dumps(module_manifest))
     manifest["spec"]["data"] = {"classLabels": {"count": 4}}

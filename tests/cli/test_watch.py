@@ -39,7 +39,7 @@ def once(kubeconfig: Path | str, *arguments: str, folder: Path) -> subprocess.Co
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
         env=environment(kubeconfig),
     )

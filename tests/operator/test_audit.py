@@ -17,7 +17,7 @@ from tests.operator.live import eventually, manifest, status
 from tests.operator.process import operator
 from tests.operator.simulated import simulated_pods, succeed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SYSTEM, TEAM = "audit-system", "audit-team"
 USER = f"system:serviceaccount:{SYSTEM}:{RELEASE}"

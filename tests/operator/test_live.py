@@ -25,7 +25,7 @@ from tests.operator.live import condition, eventually, is_true, manifest, status
 from tests.operator.process import Operator, operator
 from tests.operator.simulated import Ends, simulated_pods, succeed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 class Played:

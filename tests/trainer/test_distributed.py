@@ -87,7 +87,7 @@ def gradients(
     return found
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("processes", ["2", "4", "2 sharded", "4 sharded"])
 def test_any_number_of_processes_gives_the_same_gradients(
     gradients: dict[str, dict[str, torch.Tensor]], processes: str
@@ -95,7 +95,7 @@ def test_any_number_of_processes_gives_the_same_gradients(
     assert_alike(gradients[f"pixels {processes}"], gradients["pixels 1"], rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_sharded_adapters_get_the_same_gradients(gradients: dict[str, dict[str, torch.Tensor]]) -> None:
     expected = gradients["adapters 1"]
     assert sum("lora" in name and bool(value.any()) for name, value in expected.items()) > 10
@@ -140,7 +140,7 @@ def final_state(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("processes", "kills"), [(1, 2), (4, 1)])
 def test_a_run_killed_at_random_steps_ends_bit_identical(
     prepared: tuple[dict[str, Any], Path], alone: Path, tmp_path: Path, processes: int, kills: int
@@ -174,7 +174,7 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_sharded_run_goes_on_with_another_number_of_processes(
     prepared: tuple[dict[str, Any], Path], alone: Path, tmp_path: Path
 ) -> None:

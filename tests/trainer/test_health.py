@@ -335,7 +335,7 @@ def warned_of(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("cause", "symptoms"),
     [
@@ -357,7 +357,7 @@ def test_a_collapse_is_warned_of_within_a_hundred_updates(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_too_strong_a_guidance_is_warned_of(tmp_path: Path) -> None:
     """Distribution matching alone towards a strongly guided score; the warnings name the guidance."""
     teacher = load_teacher(local_path("builtin://emoji-teacher", tmp_path))
@@ -390,7 +390,7 @@ def test_too_strong_a_guidance_is_warned_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("settings", [lambda content: None, gentle_dmd2], ids=["the example", "DMD2"])
 def test_a_healthy_run_raises_no_alarm(
     teacher: Teacher, solver: Solver, pair_files: list[Path], settings: Callable[[dict[str, Any]], None]
@@ -399,7 +399,7 @@ def test_a_healthy_run_raises_no_alarm(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_run_that_may_not_collapse_ends_with_the_checkpoint_from_before_it(
     manifest_dict: dict[str, Any], tmp_path: Path
 ) -> None:

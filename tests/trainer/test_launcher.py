@@ -20,7 +20,7 @@ from tests.stages import start_stage
 
 def test_an_unknown_stage_is_bad_input() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dmd_trainer", "dance"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "dmd_trainer", "dance"], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == ExitCode.BAD_INPUT
     assert "usage" in done.stderr
@@ -85,7 +85,7 @@ def test_peers_that_do_not_come_are_told(rank: int, tmp_path: Path) -> None:
         runtime.TERMINATION_LOG: str(termination),
     }
     command = [sys.executable, "-m", "dmd_trainer", "distill"]
-    done = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == ExitCode.INFRASTRUCTURE
     error = StageResult.model_validate_json(termination.read_text()).error
     assert error is not None

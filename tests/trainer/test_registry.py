@@ -102,7 +102,7 @@ def pixels(text: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_mlflow_models_serve_answers_with_images(registered: tuple[str, Path], tmp_path: Path) -> None:
     port = free_port()
     log = tmp_path / "serve.log"

@@ -65,7 +65,7 @@ def doubled(teacher: Teacher) -> Teacher:
     return replace(teacher, denoiser=teacher.denoiser.with_network(teacher.denoiser.network.double()))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("field", ["activationCheckpointing", "channelsLast", "microBatchSize", "compile"])
 @pytest.mark.parametrize("kind", ["pixels", "text"])
 def test_a_step_computes_the_same(
