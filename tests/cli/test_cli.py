@@ -16,7 +16,7 @@ DMDCTL = Path(sys.executable).with_name("dmdctl")
 
 
 def dmdctl(
-    *arguments: object, folder: Path, timeout: float = 400, stdin: str | None = None
+    *arguments: object, folder: Path, timeout: float = 800, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(DMDCTL), *map(str, arguments)],

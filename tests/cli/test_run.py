@@ -76,7 +76,7 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     assert second.returncode == ExitCode.BAD_INPUT
     assert "going on already" in second.stderr
     first.send_signal(signal.SIGINT)
-    output, _ = first.communicate(timeout=200)
+    output, _ = first.communicate(timeout=600)
     assert first.returncode == ExitCode.INTERRUPTED, output
     assert "interrupted at step" in output
     assert_all_gone(processes)

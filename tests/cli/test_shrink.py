@@ -111,7 +111,7 @@ def test_every_recipe_is_accepted_by_its_stages(path: Path, tmp_path: Path) -> N
 @pytest.mark.timeout(1200)
 def test_the_command_shards_where_the_recipe_does_and_keeps_apart(tmp_path: Path) -> None:
     recipe = next(path for path in EXAMPLES if path.stem == BY_THE_COMMAND)
-    done = dmdctl("run", recipe, "--shrink", folder=tmp_path, timeout=500)
+    done = dmdctl("run", recipe, "--shrink", folder=tmp_path, timeout=1100)
     assert done.returncode == ExitCode.DONE, done.stdout + done.stderr
     assert {path.name for path in (tmp_path / "dmd-runs").iterdir()} == {"shrunken"}
     again = dmdctl("run", recipe, "--shrink", folder=tmp_path)
