@@ -55,7 +55,7 @@ def test_an_architecture_that_nothing_names_is_none_and_a_wrong_one_is_refused()
 
 @pytest.mark.slow
 def test_settings_are_tried_in_their_order_until_they_are_enough() -> None:
-    manifest = manifest_of(training={"batchSize": 8}, workers={"processesPerNode": 2})
+    manifest = manifest_of(training={"batchSize": 64}, workers={"processesPerNode": 2})
     architecture = known_architecture("ddpm-cifar10")
     total = estimate_memory(manifest, architecture).total
     assert enough_settings(manifest, architecture, total)[0] == []
