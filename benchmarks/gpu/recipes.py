@@ -85,7 +85,7 @@ def shrunken(architecture: Architecture) -> Architecture:
 def materialise(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """Random weights on the device for a network that is on the meta device; the same every time."""
     if any(True for _ in network.buffers()):
-        raise NotImplementedError("a network with buffers: random weights are not enough")
+        raise ValueError("a network with buffers: random weights are not enough")
     # diffusers' own `to` warns of what it might keep in float32.
     nn.Module.to(network, dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(SEED)

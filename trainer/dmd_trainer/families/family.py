@@ -80,7 +80,7 @@ class Family(ABC):
 
     def encode(self, pipeline: Any, prompts: list[str], device: "torch.device") -> "dict[str, Tensor]":
         """The condition of each prompt, [B, ...], as the pipeline's own call would make it."""
-        raise NotImplementedError("only families that take text are asked")
+        raise TypeError(f"{type(self).__name__} takes no text")
 
     def encode_negative(self, pipeline: Any, device: "torch.device") -> "dict[str, Tensor]":
         """The condition that guidance leads away from, [1, ...]: the empty prompt's."""
