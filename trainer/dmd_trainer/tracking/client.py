@@ -3,7 +3,6 @@
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,24 +121,31 @@ def ask(
         BadInputError: it refuses.
     """
     import_mlflow()
+    import tenacity
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    until = time.monotonic() + patience
-    for wait in retry_waits():
-        try:
-            return action()
-        except (MlflowException, RequestException, SQLAlchemyError, ConnectionError) as error:
-            if isinstance(error, MlflowException) and error.error_code in REFUSALS:
-                raise BadInputError(f"spec.tracking.uri: {uri} refuses: {short(error)}") from error
-            if time.monotonic() + wait > until:
-                raise InfrastructureError(
-                    f"spec.tracking.uri: {uri} does not answer ({short(error)}); is it up?"
-                ) from error
-        before_retry()
-        time.sleep(wait)
-    raise AssertionError("waits do not end")
+    def away(error: BaseException) -> bool:
+        if isinstance(error, MlflowException):
+            return error.error_code not in REFUSALS
+        return isinstance(error, RequestException | SQLAlchemyError | ConnectionError)
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(away),
+        wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
+        stop=tenacity.stop_before_delay(patience),
+        before_sleep=lambda _: before_retry(),
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except (MlflowException, RequestException, SQLAlchemyError, ConnectionError) as error:
+        if away(error):
+            raise InfrastructureError(
+                f"spec.tracking.uri: {uri} does not answer ({short(error)}); is it up?"
+            ) from error
+        raise BadInputError(f"spec.tracking.uri: {uri} refuses: {short(error)}") from error
 
 
 def is_invalid(error: Exception) -> bool:
