@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from benchmarks.gpu.digits import EXAMPLE, URI
 from dmd_api.loading import load_manifest
 from dmd_trainer.distributed.collectives import local_slice, rank_and_world_size, start_process_group
-from dmd_trainer.distributed.sharding import blocks, shard
+from dmd_trainer.distributed.sharding import shard
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.runtime.fetch import local_path
 
@@ -32,12 +32,14 @@ def main() -> None:
         torch.cuda.set_device(0)
     start_process_group(device)
     ranks = rank_and_world_size()
-    network: Any = load_teacher(local_path(URI, Path()), device=device).denoiser.network
+    teacher = load_teacher(local_path(URI, Path()), device=device)
+    network: Any = teacher.denoiser.network
+    blocks = teacher.family.blocks(network)
     network.requires_grad_(True)
     whole = copy.deepcopy(network)
     training = load_manifest(EXAMPLE).spec.training.model_copy(update={"sharding": "FSDP"})
-    if not shard(network, training):  # a single process does not shard by itself
-        for block in blocks(network):
+    if not shard(network, training, blocks):  # a single process does not shard by itself
+        for block in blocks:
             fully_shard(block)
         fully_shard(network, reshard_after_forward=True)
 

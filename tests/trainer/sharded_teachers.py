@@ -26,7 +26,7 @@ def compare(folder: Path, precision: str, weights: str) -> None:
     )
     autocast = torch.bfloat16 if precision == "bf16" else None
     whole, sharded = (load_teacher(folder, autocast=autocast, weights=weights) for _ in range(2))
-    assert shard(sharded.denoiser.network, training)
+    assert shard(sharded.denoiser.network, training, sharded.family.blocks(sharded.denoiser.network))
     level = whole.denoiser.schedule.at(torch.tensor([500, 500]))
     text = torch.randn(2, 16, whole.denoiser.network.config.cross_attention_dim)
     for _ in range(3):  # what is gathered is given back, and gathered again

@@ -1,5 +1,6 @@
 """How a network lies in memory: shards (FSDP2), recomputed activations, channels-last, compiled."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,11 +23,16 @@ def prepare(module: nn.Module, training: Training) -> None:
         module.compile()
 
 
-def shard(module: nn.Module, training: Training) -> bool:
+def shard(module: nn.Module, training: Training, blocks: Sequence[nn.Module]) -> bool:
     """Shards a module's parameters over all ranks, block by block (FSDP2); whether it did.
 
     Weights stay float32 and the optimiser works on them; they are gathered and computed with in bfloat16 where the
     manifest says so, and gradients are averaged in float32.
+
+    Args:
+        module: what is sharded, in place.
+        training: the manifest's.
+        blocks: its parts that are gathered one at a time.
     """
     if training.sharding != "FSDP" or not dist.is_initialized() or dist.get_world_size() == 1:
         return False
@@ -37,7 +43,7 @@ def shard(module: nn.Module, training: Training) -> bool:
         # A time of 999 would become 1000 in bfloat16.
         cast_forward_inputs=False,
     )
-    for block in blocks(getattr(module, "network", module)):
+    for block in blocks:
         fully_shard(block, mp_policy=policy)
     # By default the outermost stays gathered after its forward pass: an average that is changed in between would be
     # evaluated with weights of before.
@@ -49,11 +55,3 @@ def set_gradient_sync(module: nn.Module, synchronise: bool) -> None:
     """Whether the next backward pass averages gradients over the ranks: only a step's last micro-batch needs to."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(synchronise)
-
-
-def blocks(network: Any) -> list[nn.Module]:
-    """What is gathered at once: a UNet's levels, or a transformer's blocks."""
-    if hasattr(network, "transformer_blocks"):
-        return list(network.transformer_blocks)
-    middle = [network.mid_block] if getattr(network, "mid_block", None) is not None else []
-    return [*network.down_blocks, *middle, *network.up_blocks]

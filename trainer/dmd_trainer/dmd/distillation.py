@@ -105,18 +105,22 @@ class Distillation:
     ) -> None:
         training, method = spec.training, spec.method
         self.teacher, self.training, self.method = teacher, training, method
+        family = teacher.family
 
         network, average = teacher.trainable_network(), teacher.trainable_network()
         for copy in (network, average):
             load_initial_weights(copy, initial.generator, "generator")
             if method.lora is not None:
                 with _seeded(training.seed):
-                    add_lora(copy, method.lora)
-        self.generator_network = TrainedNetwork("generator", network, training, training.learning_rate, training.betas)
+                    add_lora(copy, method.lora, family.adapted_layers)
+        self.generator_network = TrainedNetwork(
+            "generator", network, training, training.learning_rate, training.betas, family.blocks(network)
+        )
         self.fake_score_network = self._fake_score_network(initial) if method.fake_score_updates else None
-        self.ema = Ema(average, training)
+        self.ema = Ema(average, training, family.blocks(average))
         if not teacher.offloaded:  # which takes no room on the device already
-            shard(teacher.denoiser.network, training)  # after the copies: shards cannot be copied
+            frozen = teacher.denoiser.network
+            shard(frozen, training, family.blocks(frozen))  # after the copies: shards cannot be copied
 
         autocast = torch.bfloat16 if training.precision == "bf16" else None
         timesteps = generator_timesteps(method, teacher.denoiser.schedule)
@@ -139,13 +143,13 @@ class Distillation:
         self.step_count = 0
 
     def _fake_score_network(self, initial: InitialWeights) -> TrainedNetwork:
+        copy, family = self.teacher.trainable_network(), self.teacher.family
         with _seeded(self.training.seed):
-            network = FakeScore(self.teacher.trainable_network(), gan=self.method.gan is not None)
+            network = FakeScore(copy, family.tap(copy) if self.method.gan is not None else None)
         load_initial_weights(network, initial.fake_score, "fakeScore")
         own, training = self.training.fake_score, self.training
-        return TrainedNetwork(
-            "fake score", network, training, own.learning_rate or training.learning_rate, own.betas or training.betas
-        )
+        rate, betas = own.learning_rate or training.learning_rate, own.betas or training.betas
+        return TrainedNetwork("fake score", network, training, rate, betas, family.blocks(copy))
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmd_trainer.families.family import Tap
+
 
 class BottleneckHead(nn.Module):
     """A small classifier of a UNet's innermost features.
@@ -36,19 +38,19 @@ class FakeScore(nn.Module):
     The head is called inside `forward`, so that whoever shards or hooks the network sees one module with one call.
 
     Args:
-        network: a diffusers UNet.
-        gan: whether there is a head.
+        network: the teacher's.
+        tap: where the head reads its features; None: there is no head.
     """
 
-    def __init__(self, network: Any, *, gan: bool = False) -> None:
+    def __init__(self, network: Any, tap: Tap | None = None) -> None:
         super().__init__()
         self.network = network
         self.head: BottleneckHead | None = None
         self._bottleneck: Tensor | None = None
-        if gan:
+        if tap is not None:
             parameter = next(network.parameters())
-            self.head = BottleneckHead(_bottleneck_channels(network)).to(parameter.device, parameter.dtype)
-            network.mid_block.register_forward_hook(self._keep)
+            self.head = BottleneckHead(tap.channels).to(parameter.device, parameter.dtype)
+            tap.module.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, arguments: Any, output: Tensor) -> None:
         self._bottleneck = output
@@ -62,10 +64,6 @@ class FakeScore(nn.Module):
         assert self.head is not None, "preflight asks for a GAN where it classifies"
         assert bottleneck is not None
         return (self.head(bottleneck),)
-
-
-def _bottleneck_channels(network: Any) -> int:
-    return int(network.config.block_out_channels[-1])
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A network that is trained: its optimiser, where its shards are, and one update of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,14 +45,21 @@ class TrainedNetwork:
         training: the manifest's.
         learning_rate: its own.
         betas: AdamW's.
+        blocks: its parts that are gathered one at a time where it is sharded.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, training: Training, learning_rate: float, betas: tuple[float, float]
+        self,
+        name: str,
+        module: nn.Module,
+        training: Training,
+        learning_rate: float,
+        betas: tuple[float, float],
+        blocks: Sequence[nn.Module] = (),
     ) -> None:
         self.name, self.module, self.training, self.learning_rate = name, module, training, learning_rate
         prepare(module, training)
-        self.sharded = shard(module, training)
+        self.sharded = shard(module, training, blocks)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, betas=betas, weight_decay=training.weight_decay, fused=not self.sharded
@@ -129,12 +136,13 @@ class Ema:
     Args:
         module: a copy of the network, which becomes the average.
         training: the manifest's.
+        blocks: its parts that are gathered one at a time where it is sharded.
     """
 
-    def __init__(self, module: nn.Module, training: Training) -> None:
+    def __init__(self, module: nn.Module, training: Training, blocks: Sequence[nn.Module] = ()) -> None:
         self.module, self.decay = module.requires_grad_(False), training.ema_decay
         prepare(module, training)
-        shard(module, training)
+        shard(module, training, blocks)
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:

@@ -5,7 +5,7 @@ Families are known without torch and diffusers, which `dmdctl plan` may not have
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from dmd_api.errors import BadInputError
 from dmd_api.spec import Method
@@ -13,7 +13,7 @@ from dmd_trainer.diffusion.prediction import Prediction
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from dmd_trainer.diffusion.denoiser import Condition
     from dmd_trainer.families.teacher import Teacher
@@ -29,6 +29,18 @@ HEAD_WIDTH = 8
 """Channels of a shrunken network's attention heads."""
 
 
+class Tap(NamedTuple):
+    """The place in a network whose features a discriminator reads.
+
+    Attributes:
+        module: its output is [B, C, H, W].
+        channels: C.
+    """
+
+    module: "nn.Module"
+    channels: int
+
+
 class Family(ABC):
     """What differs from one family of teachers to another.
 
@@ -41,6 +53,7 @@ class Family(ABC):
             of the names that they go by.
         encoders: the classes of a shrunken pipeline's text encoders, by name.
         absent: parts that a shrunken pipeline is complete without.
+        adapted_layers: the layers that low-rank adapters are added to, by the ends of their names.
     """
 
     networks: ClassVar[tuple[str, ...]]
@@ -50,6 +63,7 @@ class Family(ABC):
     published: ClassVar[Mapping[str, str]] = {}
     encoders: ClassVar[tuple[str, ...]] = ()
     absent: ClassVar[tuple[str, ...]] = ()
+    adapted_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
 
     @property
     def takes_text(self) -> bool:
@@ -65,6 +79,20 @@ class Family(ABC):
         import diffusers
 
         return getattr(diffusers, network["_class_name"])
+
+    def blocks(self, network: Any) -> "list[nn.Module]":
+        """The parts of a network that are gathered one at a time where it is sharded: a U-Net's levels."""
+        return [
+            *network.down_blocks,
+            *([network.mid_block] if network.mid_block is not None else []),
+            *network.up_blocks,
+        ]
+
+    def tap(self, network: Any) -> Tap | None:
+        """Where a discriminator reads: a U-Net's bottleneck; None where a network has no such place."""
+        if network.mid_block is None:
+            return None
+        return Tap(network.mid_block, int(network.config.block_out_channels[-1]))
 
     @abstractmethod
     def empty_conditions(self, network: Config, batch: int) -> "dict[str, Tensor]":

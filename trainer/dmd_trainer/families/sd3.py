@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dmd_trainer.families.family import HEAD_WIDTH, WIDTH, Config
+from dmd_trainer.families.family import HEAD_WIDTH, WIDTH, Config, Tap
 from dmd_trainer.families.stable_diffusion import LATENTS, PROMPT_TOKENS, StableDiffusion
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 T5_TOKENS = 256
 """What the pipeline lets T5 read of a prompt, beside CLIP's tokens."""
@@ -27,6 +27,13 @@ class SD3(StableDiffusion):
     published: ClassVar[Mapping[str, str]] = {"sd3": "stable-diffusion-3-medium"}
     encoders: ClassVar[tuple[str, ...]] = ("CLIPTextModelWithProjection", "CLIPTextModelWithProjection")
     absent: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
+
+    def blocks(self, network: Any) -> "list[nn.Module]":
+        return list(network.transformer_blocks)
+
+    def tap(self, network: Any) -> Tap | None:
+        """A transformer has no bottleneck."""
+        return None
 
     def empty_conditions(self, network: Config, batch: int) -> "dict[str, Tensor]":
         import torch

@@ -165,15 +165,17 @@ class _Networks:
 
     def __init__(self, architecture: Architecture, shape: StepShape) -> None:
         self.architecture, self.shape = architecture, shape
+        family = architecture.family
         network: Any = architecture.build_network()
         if shape.checkpointing:
             network.enable_gradient_checkpointing()
         self.teacher = copy.deepcopy(network).requires_grad_(False)
         self.generator = network
         with torch.device("meta"):
-            self.fake_score = FakeScore(copy.deepcopy(network), gan=shape.gan)
+            fake_score = copy.deepcopy(network)
+            self.fake_score = FakeScore(fake_score, family.tap(fake_score) if shape.gan else None)
             if shape.lora is not None:
-                add_lora(network, shape.lora)
+                add_lora(network, shape.lora, family.adapted_layers)
         self.vae: Any = None
         self.distance: nn.Module | None = None
         if shape.lpips:

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from dmd_api.spec import Lora
-from dmd_trainer.distributed.sharding import blocks
 from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.dmd.lora import add_lora
 from dmd_trainer.families.architecture import Architecture
@@ -13,13 +12,13 @@ from dmd_trainer.planning.measured import Sizes
 
 def count_network_sizes(architecture: Architecture, matching: bool, gan: bool, lora: Lora | None) -> Sizes:
     """Counts the weights of a teacher's network, and of what is trained of it."""
-    network = architecture.build_network()
+    family, network = architecture.family, architecture.build_network()
     parameters = _count(network)
-    sizes = [_count(block) for block in blocks(network)]
+    sizes = [_count(block) for block in family.blocks(network)]
     with torch.device("meta"):
-        fake_score = _count(FakeScore(network, gan=gan)) if matching else 0
+        fake_score = _count(FakeScore(network, family.tap(network) if gan else None)) if matching else 0
         if lora is not None:
-            add_lora(network, lora)
+            add_lora(network, lora, family.adapted_layers)
     adapters = _count(network) - parameters
     return Sizes(
         network=parameters,

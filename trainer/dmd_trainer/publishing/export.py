@@ -30,7 +30,7 @@ def check_exportable(teacher: Teacher, method: Method) -> None:
 def generator_network(teacher: Teacher, weights: Mapping[str, Tensor], lora: Lora | None) -> nn.Module:
     """The generator's plain network on the CPU, low-rank adapters multiplied into it."""
     if lora is not None:
-        return merged(teacher.trainable_network(), lora, dict(weights)).requires_grad_(False)
+        return merged(teacher, lora, dict(weights)).requires_grad_(False)
     network = teacher.trainable_network().cpu().requires_grad_(False)
     network.load_state_dict(dict(weights))
     return network
@@ -62,7 +62,7 @@ def export_pipeline(
     if family.carries_code(network):
         ship_code(folder)
     if lora is not None:
-        save_lora(pipeline, family.part, teacher.trainable_network(), lora, dict(weights), folder / "lora")
+        save_lora(pipeline, teacher, lora, dict(weights), folder / "lora")
     for pattern in LICENCES:
         for file in teacher.directory.glob(pattern):
             shutil.copy(file, folder / file.name)

@@ -61,7 +61,7 @@ def check_teacher(context: StageContext, teacher: Teacher) -> None:
     if timestep is not None and timestep >= length:
         raise BadInputError(f"spec.method.generatorTimestep: {timestep}, but the schedule's last index is {length - 1}")
     check_exportable(teacher, spec.method)
-    if spec.method.gan is not None and getattr(teacher.denoiser.network, "mid_block", None) is None:
+    if spec.method.gan is not None and teacher.family.tap(teacher.denoiser.network) is None:
         raise BadInputError("spec.method.gan: this teacher is no UNet and has no bottleneck; leave method.gan out")
     noise = torch.zeros(1, *teacher.sample_shape, device=context.device)
     condition = conditions.embed(conditions.in_turn(1), context.device)
@@ -111,8 +111,9 @@ def check_starting_weights(context: StageContext, teacher: Teacher) -> None:
     initial = initial_weights(context)
     check_initial_weights(teacher.denoiser.network, initial.generator, "generator")
     if initial.fake_score is not None:
-        gan = context.manifest.spec.method.gan is not None
-        check_initial_weights(FakeScore(teacher.trainable_network(), gan=gan), initial.fake_score, "fakeScore")
+        network = teacher.trainable_network()
+        tap = teacher.family.tap(network) if context.manifest.spec.method.gan is not None else None
+        check_initial_weights(FakeScore(network, tap), initial.fake_score, "fakeScore")
 
 
 def check_real_images(context: StageContext, teacher: Teacher) -> None:
