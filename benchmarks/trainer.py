@@ -32,7 +32,7 @@ from dmd_trainer.families.architecture import Architecture, known_architecture, 
 from dmd_trainer.families.shrinking import save_shrunken_teacher
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
-from dmd_trainer.planning.fake_step import LiveTensors
+from dmd_trainer.planning.live_tensors import LiveTensors
 from dmd_trainer.planning.memory import estimate_memory
 from dmd_trainer.runtime.storage import FileStorage
 

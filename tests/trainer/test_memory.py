@@ -19,7 +19,8 @@ from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.architecture import KNOWN, guess_architecture, known_architecture, read_architecture
 from dmd_trainer.families.teacher import load_teacher
-from dmd_trainer.planning.fake_step import LiveTensors, decode_ends
+from dmd_trainer.planning.fake_decoder import decode_ends
+from dmd_trainer.planning.live_tensors import LiveTensors
 from dmd_trainer.planning.measured import count_flops
 from dmd_trainer.planning.memory import count_sizes, estimate_memory
 from tests.conftest import MANIFEST

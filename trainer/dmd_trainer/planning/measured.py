@@ -46,9 +46,9 @@ def count_flops(architecture: Architecture) -> Flops:
     """The floating-point operations of one sample's forward passes."""
 
     def measure() -> list[float]:
-        from dmd_trainer.planning import fake_step
+        from dmd_trainer.planning import flops
 
-        return list(fake_step.count_flops(architecture))
+        return list(flops.count_flops(architecture))
 
     return Flops(*kept("operations", architecture.configuration, measure=measure))
 
