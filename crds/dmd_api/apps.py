@@ -48,7 +48,7 @@ def stage_app(
         entrypoint=python,
         args=["-m", "dmd_trainer", str(stage)],
         env={
-            runtime.MANIFEST: manifest.model_dump_json(by_alias=True, exclude_none=True),
+            runtime.MANIFEST: _for_trainers(manifest),
             runtime.RUN_KEY: run_key,
             runtime.ATTEMPT: str(attempt),
             runtime.NODES: str(size.nodes),
@@ -62,3 +62,10 @@ def stage_app(
         port_map={"rendezvous": RENDEZVOUS_PORT, "progress": PROGRESS_PORT},
     )
     return AppDef(name=f"{manifest.metadata.name}-{stage}-{attempt}", roles=[role])
+
+
+def _for_trainers(manifest: DMDDistillation) -> str:
+    """The manifest as JSON without what pods are made of: a variable of the environment has room for 128 KiB."""
+    pods = {"pod_template", "resources"}
+    exclude = {"spec": {"workers": pods, "pair_workers": pods, "evaluation": pods}}
+    return manifest.model_dump_json(by_alias=True, exclude_none=True, exclude=exclude)

@@ -1,6 +1,6 @@
 """An attempt's Indexed Job, and the headless Service by which its agents meet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Owner:
 
 
 def attempt_objects(manifest: DMDDistillation, stage: Stage, attempt: int, owner: Owner) -> list[dict[str, Any]]:
-    """The objects of an attempt in the order of their creation: a Job that is refused leaves no Service behind.
+    """The objects of an attempt in the order of their creation: workers find a Service that was there before them.
 
     Args:
         manifest: with its defaults resolved.
@@ -47,7 +47,7 @@ def attempt_objects(manifest: DMDDistillation, stage: Stage, attempt: int, owner
         owner: the resource.
     """
     one = _Attempt(manifest, stage, attempt, owner)
-    return [_job(one), _service(one)]
+    return [_service(one), _job(one)]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class _Attempt:
             "name": self.manifest.metadata.name,
             "uid": self.owner.uid,
             "controller": True,
+            # A deletion in the foreground waits for the pods.
+            "blockOwnerDeletion": True,
         }
         return {
             "name": self.name,
@@ -138,9 +140,26 @@ def _job(attempt: _Attempt) -> dict[str, Any]:
             "completions": attempt.size.nodes,
             "parallelism": attempt.size.nodes,
             **({"backoffLimitPerIndex": retries} if retries else {"backoffLimit": 0}),
-            "template": merge(template, settings.pod_template),
+            "template": _with_our_own(merge(template, settings.pod_template), attempt),
         },
     }
+
+
+def _with_our_own(template: dict[str, Any], attempt: _Attempt) -> dict[str, Any]:
+    """The merged template with what the operator's decisions rest on, which no user's may take away.
+
+    Labels by which pods are found, the name by which workers meet, one end for each pod. A field of a wrong type stays
+    as it is: the API server says what is wrong with it.
+    """
+    metadata, spec = template.get("metadata", {}), template.get("spec")
+    labels = metadata.get("labels", {}) if isinstance(metadata, Mapping) else None
+    if isinstance(labels, Mapping):
+        template = {**template, "metadata": {**metadata, "labels": {**labels, **attempt.labels}}}
+    if isinstance(spec, Mapping):
+        # On the node's network the default policy takes the node's resolver, which knows no Service.
+        policy = {"dnsPolicy": "ClusterFirstWithHostNet"} if spec.get("hostNetwork") is True else {}
+        template = {**template, "spec": {**policy, **spec, "restartPolicy": "Never", "subdomain": attempt.name}}
+    return template
 
 
 def _service(attempt: _Attempt) -> dict[str, Any]:
@@ -237,12 +256,17 @@ def pod_settings(manifest: DMDDistillation, stage: Stage) -> PodSettings:
 
 
 def _without_resources(template: dict[str, Any]) -> dict[str, Any]:
-    spec = template.get("spec") or {}
+    spec = template.get("spec")
+    listed = spec.get("containers") if isinstance(spec, Mapping) else None
+    if not isinstance(spec, Mapping) or not isinstance(listed, list):
+        return template
     containers = [
         {field: value for field, value in container.items() if field != "resources"}
-        for container in spec.get("containers") or []
+        if isinstance(container, Mapping)
+        else container
+        for container in listed
     ]
-    return {**template, "spec": {**spec, "containers": containers}} if containers else template
+    return {**template, "spec": {**spec, "containers": containers}}
 
 
 def _claims(manifest: DMDDistillation) -> Iterator[str]:

@@ -24,7 +24,7 @@ def rendered(stage: Stage) -> str:
     defaults = Defaults.model_validate({"images": {"trainer": "registry.example.com/dmd-trainer:1"}})
     manifest = resolve_defaults(load_manifest(EXAMPLE), defaults)
     objects = attempt_objects(manifest, stage, 1, Owner("team", "00000000-0000-0000-0000-000000000000"))
-    for variable in objects[0]["spec"]["template"]["spec"]["containers"][0]["env"]:
+    for variable in objects[-1]["spec"]["template"]["spec"]["containers"][0]["env"]:
         if variable["name"] == runtime.MANIFEST:
             variable["value"] = "(the manifest as JSON)"
     return yaml.dump_all(objects, sort_keys=False, width=120, Dumper=_Plain)

@@ -35,6 +35,27 @@ from dmd_operator.merge import merge
             {"volumeMounts": [{"mountPath": "/data", "name": "tmp"}]},
             {"volumeMounts": [{"mountPath": "/tmp", "name": "tmp"}, {"mountPath": "/data", "name": "tmp"}]},
         ),
+        (
+            {"ports": [{"containerPort": 9400}, {"containerPort": 53}]},
+            {"ports": [{"containerPort": 53, "protocol": "UDP"}, {"containerPort": 9400, "name": "progress"}]},
+            {
+                "ports": [
+                    {"containerPort": 9400, "name": "progress"},
+                    {"containerPort": 53},
+                    {"containerPort": 53, "protocol": "UDP"},
+                ]
+            },
+        ),
+        (
+            {"volumes": [{"name": "scratch", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]},
+            {"volumes": [{"name": "scratch", "hostPath": {"path": "/nvme"}}]},
+            {"volumes": [{"name": "scratch", "hostPath": {"path": "/nvme"}}, {"name": "tmp", "emptyDir": {}}]},
+        ),
+        (
+            {"containers": [{"name": "a", "image": "x"}]},
+            {"containers": [{"name": "a", "image": "y"}, {"name": "a", "image": "z"}, {"name": "b"}, {"name": "b"}]},
+            {"containers": [{"name": "a", "image": "y"}, {"name": "a", "image": "z"}, {"name": "b"}, {"name": "b"}]},
+        ),
         ({"containers": [{"name": "a"}]}, {"containers": ["nonsense"]}, {"containers": [{"name": "a"}, "nonsense"]}),
         ({"containers": [{"name": "a"}]}, {"containers": "nonsense"}, {"containers": "nonsense"}),
     ],

@@ -36,7 +36,7 @@ def manifest(metadata: dict[str, Any] | None = None, **spec: Any) -> DMDDistilla
 
 def objects(stage: Stage, **spec: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     metadata = spec.pop("metadata", None)
-    job, service = attempt_objects(manifest(metadata, **spec), stage, 3, Owner("team", "uid-1"))
+    service, job = attempt_objects(manifest(metadata, **spec), stage, 3, Owner("team", "uid-1"))
     return service, job
 
 
@@ -199,3 +199,53 @@ def test_queue_and_priority_are_passed_on_to_the_job() -> None:
     _, job = objects(Stage.DISTILL, metadata={"labels": labels})
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     assert "team" not in job["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("labels", [{"dmd-operator.io/distillation": "mine", "team": "a"}, None])
+def test_what_decisions_rest_on_is_the_operators(labels: dict[str, str] | None) -> None:
+    template = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "OnFailure", "subdomain": "elsewhere"}}
+    service, job = objects(Stage.DISTILL, workers={"podTemplate": template})
+    found = job["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= found.items()
+    assert ("team" in found) == (labels is not None)
+    assert pod(job)["restartPolicy"] == "Never"
+    assert pod(job)["subdomain"] == service["metadata"]["name"]
+
+
+@pytest.mark.parametrize(("own", "policy"), [({}, "ClusterFirstWithHostNet"), ({"dnsPolicy": "Default"}, "Default")])
+def test_workers_on_their_nodes_network_find_each_other(own: dict[str, str], policy: str) -> None:
+    _, job = objects(Stage.DISTILL, workers={"podTemplate": {"spec": {"hostNetwork": True, **own}}})
+    assert pod(job)["dnsPolicy"] == policy
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"spec": "x"},
+        {"spec": ["x"]},
+        {"spec": True},
+        {"spec": {"containers": "abc"}},
+        {"spec": {"containers": ["abc"]}},
+        {"spec": {"containers": [None]}},
+        {"spec": {"containers": {"name": "trainer"}}},
+        {"metadata": "x"},
+        {"metadata": {"labels": "x"}},
+    ],
+    ids=str,
+)
+def test_a_template_of_a_wrong_type_is_left_to_the_api_server(template: dict[str, Any], stage: Stage) -> None:
+    settings = {"podTemplate": template}
+    _, job = objects(stage, workers=settings, pairWorkers=settings, evaluation=settings)
+    (field, value), *_ = template.items()
+    merged = job["spec"]["template"][field]
+    if isinstance(value, dict):
+        (field, value), *_ = value.items()
+        merged = merged[field]
+    assert merged == value or set(map(str, value)) <= set(map(str, merged))
+
+
+def test_trainers_get_a_manifest_without_templates() -> None:
+    big = {"podTemplate": {"metadata": {"annotations": {"note": "x" * 200_000}}}}
+    _, job = objects(Stage.DISTILL, workers=big, evaluation=big, pairWorkers=big)
+    assert len(environment(job)[runtime.MANIFEST]) < 10_000
