@@ -10,6 +10,7 @@ from typing import Any
 from dmd_api.manifest import KIND, DMDDistillation
 from dmd_api.rules import NAME_RULE, RULES
 from dmd_api.spec import Spec
+from dmd_api.status import MOST_CONDITIONS
 
 GROUP, VERSION, PLURAL = "dmd-operator.io", "v1alpha1", "dmddistillations"
 LONGEST_STRING = 4096
@@ -222,6 +223,7 @@ def _status() -> dict[str, Any]:
             "endedAttempt": {**whole, "description": "The newest attempt whose end was handled."},
             "nextAttemptTime": {**time, "description": "The earliest time of the next attempt."},
             "retries": {**whole, "description": "Failed attempts in a row; the back-off grows with them."},
+            "disruptions": {**whole, "description": "Disruptions in a row without progress between them."},
             "failures": {**whole, "description": "Failed attempts that count against maxRestarts."},
             "lastProgressTime": {**time, "description": "The time at which the step last moved."},
             "startTime": time,
@@ -239,7 +241,7 @@ def _status() -> dict[str, Any]:
             },
             "conditions": {
                 "type": "array",
-                "maxItems": 32,
+                "maxItems": MOST_CONDITIONS,
                 "items": condition,
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["type"],

@@ -1,9 +1,8 @@
 """The status of a `DMDDistillation`: what the operator observed, and all that it remembers."""
 
-from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from dmd_api.stages import Stage
@@ -22,9 +21,36 @@ STAGE_DONE = {
     Stage.EVALUATE: "Evaluated",
 }
 """The condition that latches each stage."""
+CONDITIONS = (
+    *STAGE_DONE.values(),
+    "GatesPassed",
+    "Registered",
+    "Complete",
+    "Failed",
+    "Healthy",
+    "Stalled",
+    "Suspended",
+)
+"""The types of all conditions that the operator sets."""
+MOST_CONDITIONS = 32
+"""As many as the API server takes, others' among them."""
 
 
 ConditionStatus = Literal["True", "False", "Unknown"]
+
+
+def _plausible(time: AwareDatetime) -> AwareDatetime:
+    if not 2000 <= time.year < 2200:
+        raise ValueError("is no time that a run can have; times are of the years 2000 to 2199")
+    return time
+
+
+# Whoever may write a status may write anything into it. These are the bounds within which times and counts can be
+# added to, and within which the API server's schema (`crd.py`) takes them.
+Time = Annotated[AwareDatetime, AfterValidator(_plausible)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Step = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StatusModel(BaseModel):
@@ -40,51 +66,53 @@ class Condition(StatusModel):
     status: ConditionStatus
     reason: str
     message: str = ""
-    observed_generation: int = 0
-    last_transition_time: datetime
+    observed_generation: Step = 0
+    last_transition_time: Time
 
 
 class RunStatus(StatusModel):
     """All that is known of a run between two looks at it."""
 
-    observed_generation: int = 0
+    observed_generation: Step = 0
     phase: str = "Pending"
     stage: Stage = Stage.PREFLIGHT
     """The first stage that is not done, which latches those before it: they never run again."""
-    attempt: int = 0
+    attempt: Count = 0
     """The number of the newest attempt at `stage` that was created; 0: none."""
-    ended_attempt: int = 0
+    ended_attempt: Count = 0
     """The newest attempt at `stage` whose end was handled."""
-    next_attempt_time: datetime | None = None
+    next_attempt_time: Time | None = None
     """The earliest time of the next attempt."""
-    retries: int = 0
+    retries: Count = 0
     """Failed attempts at `stage` in a row without progress between them; the back-off grows with them."""
-    failures: int = 0
+    disruptions: Count = 0
+    """Disruptions at `stage` in a row without progress between them."""
+    failures: Count = 0
     """Failed attempts that count against `maxRestarts`, over all stages."""
     activity: str | None = None
-    step: int | None = None
-    total: int | None = None
+    step: Step | None = None
+    total: Step | None = None
     unit: str | None = None
     """The unit of `step` and `total` at `stage`."""
-    checkpoint_step: int | None = None
+    checkpoint_step: Step | None = None
     """The generator update that the next attempt at distilling resumes from."""
     progress: str | None = None
     eta: str | None = None
-    losses: dict[str, float] = Field(default_factory=dict)
+    losses: dict[str, Number] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """The warnings of rank 0 of the present attempt when it last answered."""
-    images_per_second: float | None = None
-    fid: float | None = None
-    best_fid: float | None = None
-    best_step: int | None = None
-    last_progress_time: datetime | None = None
+    images_per_second: Number | None = None
+    fid: Number | None = None
+    best_fid: Number | None = None
+    best_step: Step | None = None
+    last_progress_time: Time | None = None
     """The time when the step last moved, or the attempt's pods all ran for the first time."""
-    start_time: datetime | None = None
-    active_since: datetime | None = None
+    start_time: Time | None = None
+    active_since: Time | None = None
     """The time since which the run is not suspended; None while it is."""
-    active_seconds: float = 0
+    active_seconds: Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)] = 0
     """Seconds that it was active before `active_since`."""
-    completion_time: datetime | None = None
+    completion_time: Time | None = None
     mlflow_run: str | None = None
     mlflow_run_url: str | None = None
     model_version: str | None = None

@@ -32,6 +32,8 @@ def begin(run: Run) -> Decision:
         next_attempt_time=None,
         warnings=(),
     )
+    # What an earlier attempt or stage was like says nothing of this one.
+    run = run.mark("Healthy", "Unknown", "Starting", f"{stage}: attempt {last + 1} is starting")
     return Decision(
         run.status,
         create=(stage, last + 1),
@@ -42,15 +44,17 @@ def begin(run: Run) -> Decision:
 
 
 def refused(run: Run, message: str) -> Decision:
-    """Puts off the attempt that the status announces and the API server refuses: a quota, a mistake in a podTemplate.
+    """Puts off what the API server did not create: a mistake in a podTemplate, a quota, a webhook that is away.
 
-    It is tried again with back-off, for as long as it takes, and not counted: no work was lost.
+    It is tried again with back-off, for as long as it takes, under the same number, and not counted: no work was lost.
     """
     stage, number = run.status.stage, run.status.attempt
-    wait = back_off(run.status.retries + 1)
-    run = run.update(ended_attempt=number, retries=run.status.retries + 1, next_attempt_time=run.now + wait)
     run = run.mark("Healthy", "False", "Refused", message)
     event = Event("Refused", f"{stage}: attempt {number} could not be created: {message}", warning=True)
+    if run.present_job is not None:  # its Service is missing, and its workers wait for it
+        return Decision(run.status, events=(event,), again=back_off(1))
+    wait = back_off(run.status.retries + 1)
+    run = run.update(attempt=number - 1, retries=run.status.retries + 1, next_attempt_time=run.now + wait)
     return Decision(run.status, events=(event,), again=wait)
 
 
@@ -66,7 +70,9 @@ def follow(run: Run, job: ObservedJob) -> Decision:
         run = _waiting(run, job, wait)
     elif job.running:
         run = _running(run, job)
-    return Decision(run.status, events=events, again=sooner(run.settings.progress_every, left))
+    # Somebody deleted it, or its creation failed in between: what exists already is kept.
+    missing = (job.stage, job.attempt) if job.has_service is False and not job.deleting else None
+    return Decision(run.status, create=missing, events=events, again=sooner(run.settings.progress_every, left))
 
 
 def _waiting(run: Run, job: ObservedJob, wait: waits.Wait) -> Run:

@@ -28,8 +28,7 @@ def next_attempt_time(now: datetime, created: datetime | None, wait: timedelta) 
 
     Args:
         now: the time.
-        created: when the last attempt was created, where that is known.
+        created: when the last attempt was created; None: it was not seen, and may just have been.
         wait: the back-off, from now.
     """
-    earliest = now + wait
-    return max(earliest, created + SHORTEST_ATTEMPT) if created is not None else earliest
+    return max(now + wait, (created or now) + SHORTEST_ATTEMPT)

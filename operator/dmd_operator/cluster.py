@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -28,7 +29,7 @@ _EVENT_BYTES = 1024
 
 
 class RefusedError(Exception):
-    """The API server understood and refused: trying again at once would not help."""
+    """The API server did not create an object: for good, or for as long as a webhook, a quota or itself is away."""
 
 
 class Cluster:
@@ -45,25 +46,20 @@ class Cluster:
 
     async def resource(self, key: Key) -> dict[str, Any] | None:
         """The resource as it is now, None if there is none."""
-        try:
-            return await self._objects.get(PLURAL, key.namespace, key.name)
-        except ApiException as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return None
-            raise
+        return await self._existing(PLURAL, key.namespace, key.name)
 
     async def children(self, resource: Mapping[str, Any]) -> tuple[list[ObservedJob], list[tuple[str, ObservedPod]]]:
-        """The resource's Jobs and its pods, each with its Job's name, as they are now."""
+        """The resource's Jobs, and its pods, each with its Job's name, as they are now."""
         metadata = resource["metadata"]
         namespace, selector = metadata["namespace"], f"{DISTILLATION}={metadata['name']}"
-        jobs, pods = await asyncio.gather(
-            self._objects.list("jobs", namespace, labelSelector=selector),
-            self._objects.list("pods", namespace, labelSelector=selector),
+        jobs, pods, services = await asyncio.gather(
+            *(self._objects.list(plural, namespace, labelSelector=selector) for plural in ("jobs", "pods", "services"))
         )
         own = [job for job in jobs if owner_uid(job) == metadata["uid"]]
         names = {job["metadata"]["uid"]: job["metadata"]["name"] for job in own}
+        met = {service["metadata"]["name"] for service in services if owner_uid(service) == metadata["uid"]}
         return (
-            [observe_job(job) for job in own],
+            [replace(observe_job(job), has_service=job["metadata"]["name"] in met) for job in own],
             [(names[uid], observe_pod(pod)) for pod in pods if (uid := owner_uid(pod)) in names],
         )
 
@@ -83,24 +79,30 @@ class Cluster:
         """Creates a Job or a Service; one that exists already and has the same owner is kept.
 
         Raises:
-            RefusedError: the API server will not have it, and says why.
+            RefusedError: the API server did not create it, and says why.
         """
         namespace, name = child["metadata"]["namespace"], child["metadata"]["name"]
         plural = f"{child['kind'].lower()}s"
         try:
             await self._objects.create(plural, namespace, child, fieldManager=FIELD_MANAGER, fieldValidation="Strict")
         except ApiException as error:
-            if error.status == HTTPStatus.CONFLICT:
-                there = await self._objects.get(plural, namespace, name)
-                if owner_uid(there) == owner_uid(child):
-                    return
+            # A conflict may also be a quota's that was written to at the same time.
+            there = await self._existing(plural, namespace, name) if error.status == HTTPStatus.CONFLICT else None
+            if there is None:
+                raise RefusedError(message_of(error)) from error
+            if owner_uid(there) != owner_uid(child):
                 owners = (owner["kind"] for owner in there["metadata"].get("ownerReferences") or [])
-                remedy = (
+                whose = (
                     "an earlier run of this name and goes with it" if KIND in owners else "something else: delete it"
                 )
-                raise RefusedError(f"{child['kind']} {name} exists already and belongs to {remedy}") from error
-            if error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY}:
-                raise RefusedError(message_of(error)) from error
+                raise RefusedError(f"{child['kind']} {name} exists already and belongs to {whose}") from error
+
+    async def _existing(self, plural: str, namespace: str, name: str) -> dict[str, Any] | None:
+        try:
+            return await self._objects.get(plural, namespace, name)
+        except ApiException as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
             raise
 
     async def delete_attempt(self, namespace: str, name: str, owner: str) -> None:

@@ -4,6 +4,9 @@ from datetime import datetime
 
 from dmd_api.status import Condition, ConditionStatus, RunStatus
 
+LONGEST_MESSAGE = 32768
+"""The longest message of a condition that the API server takes, in characters."""
+
 
 def mark(
     status: RunStatus,
@@ -21,7 +24,7 @@ def mark(
         type=kind,
         status=value,
         reason=reason,
-        message=message,
+        message=message[:LONGEST_MESSAGE],
         observed_generation=generation,
         last_transition_time=before.last_transition_time if before is not None and before.status == value else now,
     )

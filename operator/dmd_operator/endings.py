@@ -15,6 +15,8 @@ from dmd_operator.stalls import short
 
 RESTARTS_EXHAUSTED = "RestartsExhausted"
 """The one reason of a failure that more restarts can undo."""
+DISRUPTIONS_IN_A_ROW = 3
+"""From this one on, disruptions without progress between them count."""
 
 
 def attempt_failed(run: Run, job: ObservedJob | None, outcome: Outcome) -> Decision:
@@ -26,7 +28,7 @@ def attempt_failed(run: Run, job: ObservedJob | None, outcome: Outcome) -> Decis
         outcome: how it ended.
     """
     stage, number = run.status.stage, run.status.attempt
-    run = run.update(ended_attempt=number)
+    run, outcome = _bounded(run.update(ended_attempt=number), outcome)
     if outcome.decisive and stage is not Stage.PREFLIGHT:
         return run_failed(run, str(outcome.kind), outcome.message)
     wait = timedelta()
@@ -60,6 +62,7 @@ def stage_done(run: Run, outcome: Outcome) -> Decision:
         attempt=0,
         ended_attempt=0,
         retries=0,
+        disruptions=0,
         next_attempt_time=None,
         last_progress_time=None,
         activity=None,
@@ -70,7 +73,8 @@ def stage_done(run: Run, outcome: Outcome) -> Decision:
         progress=None,
         eta=None,
     )
-    event = Event(condition, f"{stage} is done")
+    note = f"; {outcome.message}" if outcome.kind is Kind.DONE and outcome.message else ""
+    event = Event(condition, f"{stage} is done{note}")
     order = stages(run.manifest)
     if stage is not order[-1]:
         return Decision(run.update(stage=order[order.index(stage) + 1]).status, events=(event,))
@@ -117,6 +121,20 @@ def reopened(run: Run) -> Run:
     return run.mark("Failed", "False", "MaxRestartsRaised")
 
 
+def _bounded(run: Run, outcome: Outcome) -> tuple[Run, Outcome]:
+    """The outcome, and a failure where disruptions follow each other without progress between them.
+
+    What comes again and again is no accident: it would go on for ever, uncounted.
+    """
+    if outcome.kind is not Kind.DISRUPTED:
+        return run.update(disruptions=0), outcome
+    run = run.update(disruptions=run.status.disruptions + 1)
+    if run.status.disruptions < DISRUPTIONS_IN_A_ROW:
+        return run, outcome
+    message = f"{outcome.message}; {run.status.disruptions} disruptions in a row without progress count as failures"
+    return run, Outcome(Kind.FAILED, message)
+
+
 def _restarts_exhausted(run: Run, outcome: Outcome) -> Decision:
     counted = f"{run.status.failures} attempts failed, maxRestarts is {run.spec.max_restarts}"
     remedy = "fix the cause and raise maxRestarts to continue"
@@ -133,7 +151,11 @@ def _run_complete(run: Run, outcome: Outcome) -> Decision:
     version = result.get("modelVersion")
     if version is not None:
         run = run.update(model_version=str(version), model_uri=f"models:/{run.manifest.registered_model}/{version}")
-    run = run.mark("Registered", "True", "Registered", f"model version {version}" if version is not None else "")
+    if outcome.result is None:
+        gone = "evaluate is done, but its result is gone with its pods: the model registry has the version"
+        run = run.mark("Registered", "Unknown", "ResultGone", gone)
+    else:
+        run = run.mark("Registered", "True", "Registered", f"model version {version}" if version is not None else "")
     fid = result.get("fid")
     if isinstance(fid, int | float):
         run = run.update(fid=short(float(fid)))

@@ -66,8 +66,11 @@ def handlers(seen: Seen, queue: Queue) -> kopf.OperatorRegistry:
     async def job(event: kopf.RawEvent, namespace: str | None, name: str, labels: kopf.Labels, **_: Any) -> None:
         key = Key(str(namespace), labels[DISTILLATION])
         run, body = seen.run(key), dict(event["object"])
-        run.jobs.pop(name, None)
-        if event["type"] != "DELETED" and run.owns(owner_uid(body)):
+        if not run.owns(owner_uid(body)):
+            run.jobs.pop(name, None)
+        elif event["type"] == "DELETED":
+            run.saw_deleted(observe_job(body))
+        else:
             run.jobs[name] = observe_job(body)
         queue.add(key)
 
@@ -77,7 +80,7 @@ def handlers(seen: Seen, queue: Queue) -> kopf.OperatorRegistry:
         run = seen.run(key)
         run.pods.pop(name, None)
         if event["type"] != "DELETED" and JOB_NAME in labels:
-            run.pods[name] = (labels[JOB_NAME], observe_pod(dict(event["object"])))
+            run.saw_pod(labels[JOB_NAME], observe_pod(dict(event["object"])))
         queue.add(key)
 
     return registry

@@ -1,5 +1,6 @@
 """Reads the API server's Jobs and pods into what a decision sees of them."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -7,9 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dmd_api.labels import ATTEMPT, CONTAINER, INDEX, STAGE
+from dmd_api.exit_codes import ExitCode
+from dmd_api.labels import ATTEMPT, INDEX, STAGE
 from dmd_api.runtime import StageResult
 from dmd_api.stages import Stage
+from dmd_operator import containers
 from dmd_operator.observed import DELETED, ObservedJob, ObservedPod
 
 # The reasons of the condition DisruptionTarget, as the Kubernetes documentation lists them.
@@ -20,8 +23,8 @@ _DISRUPTIONS = {
     "DeletionByPodGC": "node gone",
     "TerminationByKubelet": "ended by its kubelet, as when a node shuts down or runs short",
 }
-_STARTING = {"ContainerCreating", "PodInitializing"}
-"""Reasons for waiting that need no report."""
+_OWN_LIMIT = re.compile(r"exceed(s|ed)\b.*\blimit\b")
+"""What a kubelet says when a pod outgrew a limit of its own, and not when its node ran short."""
 
 
 def observe_job(job: Mapping[str, Any]) -> ObservedJob:
@@ -45,21 +48,23 @@ def observe_job(job: Mapping[str, Any]) -> ObservedJob:
 def observe_pod(pod: Mapping[str, Any]) -> ObservedPod:
     """A pod of an attempt; `ObservedPod.at` says whether its grace period is over."""
     metadata, status = pod["metadata"], pod.get("status") or {}
-    container: Mapping[str, Any] = next(
-        (c for c in status.get("containerStatuses") or [] if c["name"] == CONTAINER), {}
-    )
-    ended = (container.get("state") or {}).get("terminated") or {}
+    ended = containers.trainer(status).state("terminated")
     result = _result(ended.get("message"))
-    deleted = metadata.get("deletionTimestamp")
+    deleted, finished, started = metadata.get("deletionTimestamp"), ended.get("finishedAt"), status.get("startTime")
     return ObservedPod(
         index=int((metadata.get("labels") or {}).get(INDEX, 0)),
         phase=status.get("phase") or "Pending",
         exit_code=ended.get("exitCode"),
         reason=_why(ended) if result is None else None,
         result=result,
+        explanation=containers.failure(status) if status.get("phase") == "Failed" else None,
+        done_at=_time(finished) if finished and ended.get("exitCode") == ExitCode.DONE else None,
+        beside=containers.running(status),
         lost=_lost(metadata, status),
         gone_at=_time(deleted) if deleted is not None else None,
-        waiting=_waiting(status, container),
+        waiting=_waiting(status),
+        starting=containers.starting(status),
+        starting_since=_time(started) if started else None,
         ip=status.get("podIP"),
         name=metadata["name"],
     )
@@ -85,26 +90,27 @@ def with_pods(
 
 
 def _lost(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str | None:
+    message = str(status.get("message", ""))
+    if status.get("reason") == "Evicted" and _OWN_LIMIT.search(message):
+        return None  # as one that is killed for memory: it would happen again
     if disruption := _condition(status, "DisruptionTarget"):
         reason = disruption.get("reason", "")
-        return _DISRUPTIONS.get(reason, f"{reason}: {disruption.get('message', '')}")
+        said = message or disruption.get("message", "")
+        return ": ".join(part for part in (_DISRUPTIONS.get(reason, reason), said) if part)
     if status.get("reason") in {"Evicted", "NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"}:
-        return f"{status['reason']}: {status.get('message', '')}"
+        return f"{status['reason']}: {message}"
     # One that was deleted while it worked; what had ended before is not lost.
     deleted = metadata.get("deletionTimestamp") is not None
     return DELETED if deleted and status.get("phase") not in {"Succeeded", "Failed"} else None
 
 
-def _waiting(status: Mapping[str, Any], container: Mapping[str, Any]) -> str | None:
+def _waiting(status: Mapping[str, Any]) -> str | None:
     if status.get("phase") not in {None, "Pending"}:
         return None
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return f"{condition.get('reason', 'not scheduled')}: {condition.get('message', '')}"
-    waits = (container.get("state") or {}).get("waiting") or {}
-    if not waits or waits.get("reason") in _STARTING:
-        return None
-    return f"{waits.get('reason')}: {waits.get('message', '')}"
+    return containers.waiting(status)
 
 
 def _why(ended: Mapping[str, Any]) -> str | None:

@@ -1,13 +1,16 @@
 """A run's Jobs and pods as a decision sees them: reduced to what matters."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from dmd_api.runtime import Progress, StageError, StageResult
 from dmd_api.stages import Stage
 
 DELETED = "deleted"
 """The loss of a pod that somebody deleted: a person, or the controller of a Job that fails."""
+
+PATIENCE = timedelta(seconds=30)
+"""The time that a pod's other containers get to end after its trainer."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,17 @@ class ObservedPod:
         exit_code: of the trainer's container, once it has ended.
         reason: why it ended, in the kubelet's word (`OOMKilled`, `StartError`), where that says more than the code.
         result: its termination message, where it is one of ours.
+        explanation: why the pod failed though its trainer does not say it: the kubelet's words, or another container's
+            end.
+        done_at: when its trainer ended, if it ended well.
+        beside: the names of its other containers that run.
+        outlived: they have run on for so long that they will not end by themselves.
         lost: why the pod is or was taken away (`node unreachable`, `evicted`, `deleted`), None if it was not.
         gone_at: it is being deleted, and this is when its grace period is over.
         past_grace: that time has come: it counts as gone, whatever its node says.
         waiting: why it does not run yet, in the scheduler's or the kubelet's words.
+        starting: what it is busy with before its trainer can start, where nothing is known to be wrong.
+        starting_since: since when it has a node.
         ip: its address, where it has one.
         name: its name.
     """
@@ -33,16 +43,23 @@ class ObservedPod:
     exit_code: int | None = None
     reason: str | None = None
     result: StageResult | None = None
+    explanation: str | None = None
+    done_at: datetime | None = None
+    beside: tuple[str, ...] = ()
+    outlived: bool = False
     lost: str | None = None
     gone_at: datetime | None = None
     past_grace: bool = False
     waiting: str | None = None
+    starting: str | None = None
+    starting_since: datetime | None = None
     ip: str | None = None
     name: str = ""
 
     def at(self, now: datetime) -> "ObservedPod":
         """The pod as it is now, without news of it."""
-        return replace(self, past_grace=self.gone_at is not None and now >= self.gone_at)
+        outlived = bool(self.beside) and self.done_at is not None and now - self.done_at >= PATIENCE
+        return replace(self, past_grace=self.gone_at is not None and now >= self.gone_at, outlived=outlived)
 
     @property
     def error(self) -> StageError | None:
@@ -67,6 +84,7 @@ class ObservedJob:
         suspended: its `suspend` is set, as queueing systems do until there is room for it.
         failing: its controller has decided that it fails, and ends the pods that are left.
         completions: how many pods it wants.
+        has_service: its workers can find each other by name; None where nobody has looked.
     """
 
     name: str
@@ -79,6 +97,7 @@ class ObservedJob:
     suspended: bool = False
     failing: bool = False
     completions: int = 0
+    has_service: bool | None = None
     pods: tuple[ObservedPod, ...] = ()
 
     @property
@@ -98,6 +117,12 @@ class ObservedJob:
             return True
         failing = self.failing or (not self.stage.pod_retries and any(pod.phase == "Failed" for pod in self.pods))
         return failing and not any(pod.past_grace or pod.lost not in {None, DELETED} for pod in self.pods)
+
+    @property
+    def outlived(self) -> bool:
+        """Every trainer has done its work, and other containers keep the pods from ending."""
+        done = {pod.index for pod in self.pods if pod.done_at is not None}
+        return len(done) >= max(self.completions, 1) and any(pod.outlived for pod in self.pods)
 
     @property
     def running(self) -> bool:

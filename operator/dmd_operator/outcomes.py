@@ -46,13 +46,16 @@ class Outcome:
 def outcome_of(job: ObservedJob) -> Outcome | None:
     """The outcome of `job`; None while it runs.
 
-    Where no pod names a cause, something outside ended the attempt, and nothing is counted.
+    Only what something outside is known to have done is a disruption: a pod that was taken away, workers that were
+    interrupted or left by a peer. What nobody explains is a failure.
 
     An attempt with a lost pod is over even where its Job is not, since survivors cannot be joined again; only where
     pods are retried on their own are lost pods left to their Job.
     """
     if job.complete:
         return Outcome(Kind.DONE, result=result_of(job))
+    if job.outlived:
+        return Outcome(Kind.DONE, _outlived(job), result_of(job))
     ends = [(weight, pod) for pod in job.pods if (weight := weigh(pod.exit_code, pod.error)) is not None]
     ends.sort(key=lambda end: end[0])
     if ends and ends[0][0].decisive:
@@ -63,23 +66,39 @@ def outcome_of(job: ObservedJob) -> Outcome | None:
     # Only index 0 carries the result; where it was ended before it could say so, the stage is done again.
     if any(pod.index == 0 and pod.exit_code == ExitCode.GATES_FAILED for pod in job.pods):
         result = result_of(job)
-        return Outcome(Kind.GATES_FAILED, f"gates failed: {result.get('gatesFailed', 'see the report')}", result)
+        gates = (result or {}).get("gatesFailed", "see the report")
+        return Outcome(Kind.GATES_FAILED, f"gates failed: {gates}", result)
     if cause := next((pod for weight, pod in ends if weight.is_cause and not pod.lost), None):
         return Outcome(Kind.FAILED, _say(cause))
+    if failed := next((pod for pod in job.pods if pod.explanation and not pod.lost), None):
+        return Outcome(Kind.FAILED, f"worker {failed.index}: {failed.explanation}")
     if lost := [pod for pod in job.pods if pod.lost]:
         return Outcome(Kind.DISRUPTED, "; ".join(f"worker {pod.index} lost, {pod.lost}" for pod in lost))
     if job.deleting:
         return Outcome(Kind.DISRUPTED, "its Job was deleted")
-    if ended := [pod for pod in job.pods if pod.phase == "Failed"]:
-        names = ", ".join(str(pod.index) for pod in ended)
+    if ends:
+        names = ", ".join(str(pod.index) for _, pod in ends)
         return Outcome(Kind.DISRUPTED, f"interrupted, or left by a peer: worker {names}")
+    if ended := next((pod for pod in job.pods if pod.phase == "Failed"), None):
+        return Outcome(
+            Kind.FAILED, f"worker {ended.index} failed and nothing says why: kubectl describe pod {ended.name}"
+        )
     return Outcome(Kind.FAILED, f"its Job failed: {job.failed}") if job.failed is not None else None
 
 
-def result_of(job: ObservedJob) -> dict[str, str | int | float | bool | None]:
-    """The result that rank 0 of `job` reports; empty where its pod is gone."""
+def result_of(job: ObservedJob) -> dict[str, str | int | float | bool | None] | None:
+    """The result that rank 0 of `job` reports; None where its pod is gone."""
     results = (pod.result for pod in job.pods if pod.index == 0 and pod.result is not None)
-    return next((dict(result.result) for result in results), {})
+    return next((dict(result.result) for result in results), None)
+
+
+def _outlived(job: ObservedJob) -> str:
+    pod = next(pod for pod in job.pods if pod.outlived)
+    return (
+        f"worker {pod.index} is done and its container {', '.join(pod.beside)} still runs: make it a native sidecar "
+        '(an init container with restartPolicy Always), or keep it out, as with sidecar.istio.io/inject: "false" in '
+        "the podTemplate's annotations"
+    )
 
 
 def _decisive(weight: Weight, pod: ObservedPod) -> Kind:

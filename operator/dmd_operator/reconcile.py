@@ -13,7 +13,6 @@ from kubernetes.aio.client import ApiException
 
 from dmd_api.apps import PROGRESS_PORT
 from dmd_api.errors import BadInputError
-from dmd_api.status import RunStatus
 from dmd_operator.attempts import refused
 from dmd_operator.cluster import Cluster, RefusedError, message_of
 from dmd_operator.decide import decide, unusable
@@ -27,6 +26,7 @@ from dmd_operator.queue import Gone
 from dmd_operator.run import Run
 from dmd_operator.seen import Key, Seen
 from dmd_operator.settings import OperatorSettings
+from dmd_operator.stored_status import completed, read_status
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Reconciler:
         try:
             seen, now = self._seen.run(key), datetime.now(UTC)
             if seen.resource is not None and seen.read_at is not None and now - seen.read_at < READ_ALL_EVERY:
-                view = _View(seen.resource, seen.jobs.values(), seen.pods.values())
+                view = _View(seen.resource, *seen.children())
                 run, decision = await self._decide(view, now)
                 if not decision.acts:
                     LOOKS.labels("false").inc()
@@ -100,22 +100,28 @@ class Reconciler:
         seen.saw(resource)
         seen.read_at = now
         seen.jobs = {job.name: job for job in jobs}
-        seen.pods = {pod.name: (job, pod) for job, pod in pods}
-        return _View(resource, jobs, pods)
+        seen.pods = {}
+        for job, pod in pods:
+            seen.saw_pod(job, pod)
+        return _View(resource, *seen.children())
 
     async def _decide(self, view: _View, now: datetime) -> tuple[Run | None, Decision]:
         """The run, None where the manifest cannot be used, and the decision about it."""
-        status = RunStatus.model_validate(view.resource.get("status") or {})
+        status, unreadable = read_status(view.resource.get("status"))
         generation = view.resource["metadata"]["generation"]
         try:
             manifest, resolved = read_manifest(view.resource, status, self._settings.defaults)
         except BadInputError as error:
             return None, unusable(status, error.message, now, generation)
         jobs = with_pods(view.jobs, view.pods, now)
+        resolved = completed(resolved, unreadable, manifest, jobs)
         run = Run(manifest, resolved, jobs, now, generation=generation, settings=self._settings.for_decisions())
         if (address := _progress_address(run)) is not None:
             run = replace(run, progress=await self._cluster.progress(address))
-        return run, decide(run)
+        decision = decide(run)
+        if unreadable:
+            decision = replace(decision, events=(*decision.events, _status_reset(unreadable)))
+        return run, decision
 
     async def _apply(self, key: Key, view: _View, run: Run | None, decision: Decision) -> timedelta | None:
         resource = view.resource
@@ -145,6 +151,12 @@ class Reconciler:
             await self._cluster.report(resource, event)
         except ApiException as error:
             log.warning("%s/%s: the event could not be written: %s", key.namespace, key.name, message_of(error))
+
+
+def _status_reset(unreadable: tuple[str, ...]) -> Event:
+    fields = ", ".join(f"status.{field}" for field in unreadable)
+    remedy = "reset to what the run's conditions and Jobs say; nothing but the operator should write a status"
+    return Event("StatusReset", f"{fields} could not be read: {remedy}", warning=True)
 
 
 def _progress_address(run: Run) -> str | None:

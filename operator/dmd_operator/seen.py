@@ -24,12 +24,16 @@ class SeenRun:
         resource: None while only children were seen.
         jobs: by their names.
         pods: by their names, each with its Job's name.
+        gone: Jobs that had completed when they were deleted, by their names: what is done stays done.
+        results: the last pod of each Job that had a result, which outlives it.
         read_at: when all of it was last read from the API server at once.
     """
 
     resource: dict[str, Any] | None = None
     jobs: dict[str, ObservedJob] = field(default_factory=dict)
     pods: dict[str, tuple[str, ObservedPod]] = field(default_factory=dict)
+    gone: dict[str, ObservedJob] = field(default_factory=dict)
+    results: dict[str, ObservedPod] = field(default_factory=dict)
     read_at: datetime | None = None
 
     def saw(self, resource: Mapping[str, Any]) -> bool:
@@ -41,9 +45,31 @@ class SeenRun:
         if known is not None and self.owns(resource["metadata"]["uid"]) and _version(resource) <= _version(known):
             return False
         if not self.owns(resource["metadata"]["uid"]):  # another one of the same name
-            self.jobs, self.pods, self.read_at = {}, {}, None
+            self.jobs, self.pods, self.gone, self.results, self.read_at = {}, {}, {}, {}, None
         self.resource = dict(resource)
         return True
+
+    def saw_pod(self, job: str, pod: ObservedPod) -> None:
+        """Remembers a pod of the Job of this name."""
+        self.pods[pod.name] = (job, pod)
+        if pod.index == 0 and pod.result is not None:
+            self.results[job] = pod
+
+    def saw_deleted(self, job: ObservedJob) -> None:
+        """Forgets a Job that is gone, unless it had completed."""
+        self.jobs.pop(job.name, None)
+        if job.complete:
+            self.gone[job.name] = job
+        else:
+            self.results.pop(job.name, None)
+
+    def children(self) -> tuple[list[ObservedJob], list[tuple[str, ObservedPod]]]:
+        """The Jobs and pods, each with its Job's name; with what is gone and must not be forgotten."""
+        jobs = {**self.gone, **self.jobs}
+        pods = list(self.pods.values())
+        there = {job for job, pod in pods if pod.index == 0}
+        kept = [(name, pod) for name, pod in self.results.items() if name not in there and name in jobs]
+        return list(jobs.values()), [*pods, *((name, pod) for name, pod in kept if jobs[name].complete)]
 
     def owns(self, uid: str | None) -> bool:
         """Returns whether this is the resource's uid."""

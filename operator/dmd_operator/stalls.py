@@ -21,7 +21,7 @@ def with_progress(run: Run, job: ObservedJob) -> Run:
         if (progress.step, activity) != (status.step, status.activity):
             update["last_progress_time"] = run.now
         if progress.step > (status.step or 0) and job.stage is not Stage.PREFLIGHT:
-            update["retries"] = 0  # what moves again has outlived the cause of its back-off
+            update |= {"retries": 0, "disruptions": 0}  # what moves again has outlived the cause of its back-off
         share = f"{100 * progress.step // progress.total}%" if progress.total else None
         eta = _duration(progress.eta_seconds) if progress.eta_seconds is not None else None
         update |= {

@@ -7,6 +7,8 @@ from dmd_operator.observed import ObservedJob
 
 WITHOUT_PODS = timedelta(seconds=30)
 """A Job that lacks pods for this long is not allowed to, or its controller is away."""
+STARTING_FOR = timedelta(minutes=5)
+"""A pod that has had a node for this long and whose trainer has not started is worth a word."""
 REMEDIES = {
     "CreateContainerConfigError": "create the Secret or the key that it names: the pod then starts by itself",
     "ErrImagePull": "check spec.images.trainer, or the operator's default, and imagePullSecrets in the podTemplate",
@@ -44,4 +46,14 @@ def wait_of(job: ObservedJob, now: datetime) -> Wait | None:
             reason = pod.waiting.partition(":")[0]
             remedy = f"; {REMEDIES[reason]}" if reason in REMEDIES else ""
             return Wait(reason, f"worker {pod.index}: {pod.waiting.rstrip()}{remedy}")
+    for pod in job.pods:
+        if pod.starting and pod.starting_since is not None and now - pod.starting_since >= STARTING_FOR:
+            minutes = round(STARTING_FOR.total_seconds() / 60)
+            why = (
+                "a volume that cannot be mounted, a Secret or a ConfigMap that is not there, or a large image"
+                if pod.starting == "ContainerCreating"
+                else "an init container that takes its time, or waits for something"
+            )
+            message = f"worker {pod.index} has not started its trainer for {minutes} minutes ({pod.starting}): {why}"
+            return Wait("StartingSlowly", f"{message}; `kubectl describe pod {pod.name}` says which")
     return None
