@@ -80,9 +80,8 @@ def outcome_of(job: ObservedJob) -> Outcome | None:
         names = ", ".join(str(pod.index) for _, pod in ends)
         return Outcome(Kind.DISRUPTED, f"interrupted, or left by a peer: worker {names}")
     if ended := next((pod for pod in job.pods if pod.phase == "Failed"), None):
-        return Outcome(
-            Kind.FAILED, f"worker {ended.index} failed and nothing says why: kubectl describe pod {ended.name}"
-        )
+        remedy = f"`kubectl describe pod {ended.name}` may know more"
+        return Outcome(Kind.FAILED, f"worker {ended.index} failed and nothing says why; {remedy}")
     return Outcome(Kind.FAILED, f"its Job failed: {job.failed}") if job.failed is not None else None
 
 
