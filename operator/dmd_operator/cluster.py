@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,8 +25,13 @@ from dmd_operator.seen import Key
 PLURAL = "dmddistillations"
 FIELD_MANAGER = "dmd-operator"
 _PROGRESS_BYTES = 65536
+_REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY}
+_PASSING = ("exceeded quota", "does not support dry run", "failed calling webhook")
+"""What refusals that have nothing to do with the object say."""
 _EVENT_BYTES = 1024
 """The longest message of an event that the API server accepts."""
+
+log = logging.getLogger(__name__)
 
 
 class RefusedError(Exception):
@@ -96,6 +102,25 @@ class Cluster:
                     "an earlier run of this name and goes with it" if KIND in owners else "something else: delete it"
                 )
                 raise RefusedError(f"{child['kind']} {name} exists already and belongs to {whose}") from error
+
+    async def rehearse(self, child: Mapping[str, Any]) -> tuple[str, ...]:
+        """Asks whether a Job or a Service would be created, and returns what the API server warns of.
+
+        Quotas, webhooks without dry runs and an API server that is busy say nothing of the object: they are no answer.
+
+        Raises:
+            RefusedError: the object breaks the API's schema or a policy, and will whenever it is created.
+        """
+        plural, query = f"{child['kind'].lower()}s", {"fieldValidation": "Strict", "dryRun": "All"}
+        namespace = child["metadata"]["namespace"]
+        try:
+            return await self._objects.create(plural, namespace, child, fieldManager=FIELD_MANAGER, **query)
+        except ApiException as error:
+            message = message_of(error)
+            if error.status in _REFUSALS and not any(passing in message for passing in _PASSING):
+                raise RefusedError(message) from error
+            log.info("%s/%s could not be rehearsed: %s", namespace, child["metadata"]["name"], message)
+            return ()
 
     async def _existing(self, plural: str, namespace: str, name: str) -> dict[str, Any] | None:
         try:

@@ -4,10 +4,15 @@ Its authentication, retries and errors are used. Its own methods would hold ever
 release: a field of a newer Kubernetes, or a user's mistake, would end in the client's words, not the API server's.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from kubernetes.aio.client import ApiClient
+from multidict import CIMultiDictProxy
+
+_WARNING = re.compile(r'299 \S+ "(?P<text>.*)"')
+"""A warning's header (RFC 7234, section 5.5), as the API server writes them."""
 
 _ROOTS = {
     "dmddistillations": "/apis/dmd-operator.io/v1alpha1",
@@ -37,9 +42,11 @@ class Objects:
         found: list[dict[str, Any]] = (await self.request("GET", path(plural, namespace), query))["items"]
         return found
 
-    async def create(self, plural: str, namespace: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
-        """Creates an object; errors as `request`."""
-        return await self.request("POST", path(plural, namespace), query, body)
+    async def create(self, plural: str, namespace: str, body: Mapping[str, Any], **query: str) -> tuple[str, ...]:
+        """Creates an object and returns what the API server warns of; errors as `request`."""
+        headers, _ = await self._answer("POST", path(plural, namespace), query, body)
+        found = (_WARNING.match(header) for header in headers.getall("Warning", ()))
+        return tuple(match["text"] for match in found if match is not None)
 
     async def replace_status(
         self, plural: str, namespace: str, name: str, body: Mapping[str, Any], **query: str
@@ -63,6 +70,16 @@ class Objects:
         Raises:
             ApiException: the API server did not do it; its `body` says why.
         """
+        _, parsed = await self._answer(method, resource_path, query, body)
+        return parsed
+
+    async def _answer(
+        self,
+        method: str,
+        resource_path: str,
+        query: Mapping[str, Any] | None,
+        body: Mapping[str, Any] | None,
+    ) -> tuple[CIMultiDictProxy[str], dict[str, Any]]:
         request = await self._api.param_serialize(
             method=method,
             resource_path=resource_path,
@@ -73,8 +90,7 @@ class Objects:
         )
         answer = await self._api.call_api(*request)
         await answer.read()
-        parsed: dict[str, Any] = self._api.response_deserialize(answer, {"default": "object"}).data
-        return parsed
+        return answer.headers, self._api.response_deserialize(answer, {"default": "object"}).data
 
 
 def path(plural: str, namespace: str | None) -> str:

@@ -13,6 +13,8 @@ from kubernetes.aio.client import ApiException
 
 from dmd_api.apps import PROGRESS_PORT
 from dmd_api.errors import BadInputError
+from dmd_api.manifest import DMDDistillation
+from dmd_api.stages import Stage, stages
 from dmd_operator.attempts import refused
 from dmd_operator.cluster import Cluster, RefusedError, message_of
 from dmd_operator.decide import decide, unusable
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 READ_ALL_EVERY = timedelta(minutes=3)
 """Watches may lose an event, a deletion above all: this often everything is read again."""
+_FIRST = (Stage.PREFLIGHT, 1)
+"""The attempt that a run begins with."""
 _AT_ONCE = timedelta(milliseconds=100)
 
 
@@ -137,6 +141,8 @@ class Reconciler:
         if decision.create is not None and run is not None:
             owner = Owner(key.namespace, uid)
             try:
+                if decision.create == _FIRST:
+                    await self._rehearse(key, resource, run.manifest, owner)
                 for child in attempt_objects(run.manifest, *decision.create, owner):
                     await self._cluster.create(child)
             except RefusedError as error:
@@ -144,6 +150,22 @@ class Reconciler:
                 return await self._apply(key, replace(view, resource=resource), run, refused(announced, str(error)))
         await asyncio.gather(*(self._report(key, resource, event) for event in decision.events))
         return decision.again
+
+    async def _rehearse(self, key: Key, resource: dict[str, Any], manifest: DMDDistillation, owner: Owner) -> None:
+        """Finds what the API server would refuse of the later stages while nothing is lost by it.
+
+        Raises:
+            RefusedError: an object of a later stage would be refused.
+        """
+        warnings: set[str] = set()
+        for stage in stages(manifest)[1:]:
+            try:
+                for child in attempt_objects(manifest, stage, 1, owner):
+                    warnings.update(await self._cluster.rehearse(child))
+            except RefusedError as error:
+                raise RefusedError(f"{stage} would be refused: {error}") from error
+        for warning in sorted(warnings):
+            await self._report(key, resource, Event("ApiServerWarning", warning, warning=True))
 
     async def _report(self, key: Key, resource: dict[str, Any], event: Event) -> None:
         log.info("%s/%s: %s: %s", key.namespace, key.name, event.reason, event.message)

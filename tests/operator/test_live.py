@@ -88,6 +88,12 @@ def phase(api: ControlPlane, namespace: str, name: str = "run") -> str:
     return status(api.kubectl, name, namespace).get("phase", "")
 
 
+def refused(api: ControlPlane, namespace: str) -> dict[str, Any]:
+    """The status of a run of which something is refused, empty until it is."""
+    found = status(api.kubectl, "run", namespace)
+    return found if condition(found, "Healthy").get("reason") == "Refused" else {}
+
+
 def test_a_run_goes_through_all_stages(api: ControlPlane, running: Operator, namespace: str) -> None:
     api.kubectl.apply(manifest("run", namespace))
     live.wait_until_complete(api.kubectl, "run", namespace)
@@ -200,7 +206,7 @@ def test_what_the_api_server_refuses_is_told_and_heals(api: ControlPlane, runnin
     api.kubectl("create", "quota", "none", "--hard=count/jobs.batch=0", "-n", namespace)
     api.kubectl.apply(manifest("run", namespace))
     found = eventually(
-        lambda: condition(s := status(api.kubectl, "run", namespace), "Healthy").get("reason") == "Refused" and s,
+        lambda: refused(api, namespace),
         "the refusal is told",
     )
     assert "exceeded quota" in condition(found, "Healthy")["message"]
@@ -213,7 +219,7 @@ def test_a_pod_template_with_a_mistake_names_the_field(api: ControlPlane, runnin
     template = {"spec": {"nodeSelectr": {"gpu": "h100"}}}
     api.kubectl.apply(manifest("run", namespace, workers={"nodes": 2, "podTemplate": template}))
     found = eventually(
-        lambda: condition(s := status(api.kubectl, "run", namespace), "Healthy").get("reason") == "Refused" and s,
+        lambda: refused(api, namespace),
         "the refusal is told",
     )
     assert "nodeSelectr" in condition(found, "Healthy")["message"]
@@ -431,3 +437,131 @@ def test_a_resource_that_needs_defaults_says_which(api: ControlPlane, running: O
     )
     assert "spec.storage.uri" in condition(found, "Healthy")["message"]
     assert "defaults.storage.uri" in condition(found, "Healthy")["message"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"evaluation": {"podTemplate": {"spec": {"tolerationz": []}}}}, "evaluate would be refused: "),
+        ({"pairWorkers": {"resources": {"limits": {"cpu": "two"}}}}, "prepare would be refused: "),
+        ({"workers": {"podTemplate": {"spec": ["x"]}}}, ""),
+        ({"workers": {"podTemplate": {"spec": {"containers": [None]}}}}, ""),
+    ],
+    ids=["unknown", "quantity", "spec", "container"],
+)
+def test_a_mistake_in_any_stages_pods_is_found_before_preflight(
+    api: ControlPlane, running: Operator, namespace: str, settings: dict[str, Any], said: str
+) -> None:
+    api.kubectl.apply(manifest("run", namespace, **settings))
+    found = eventually(lambda: refused(api, namespace), "it is refused")
+    assert said in condition(found, "Healthy")["message"]
+    assert found["attempt"] == 0
+    assert api.kubectl.get("jobs", "-n", namespace)["items"] == []
+    assert "Traceback" not in running.log.read_text()
+
+
+def test_what_a_webhook_keeps_from_being_created_comes_when_it_is_back(
+    api: ControlPlane, running: Operator, namespace: str
+) -> None:
+    hook = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": f"{namespace}-away"},
+        "webhooks": [
+            {
+                "name": "away.example.com",
+                "clientConfig": {"url": "https://127.0.0.1:9/"},
+                "rules": [
+                    {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+                ],
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                "sideEffects": "None",
+                "admissionReviewVersions": ["v1"],
+                "timeoutSeconds": 1,
+            }
+        ],
+    }
+    api.kubectl.apply(hook)
+    try:
+        api.kubectl.apply(manifest("run", namespace))
+        found = eventually(lambda: refused(api, namespace), "it is refused")
+        assert "away.example.com" in condition(found, "Healthy")["message"]
+        assert found["attempt"] == 0
+    finally:
+        api.kubectl("delete", "validatingwebhookconfiguration", f"{namespace}-away")
+    live.wait_until_complete(api.kubectl, "run", namespace)
+    jobs = {job["metadata"]["name"] for job in api.kubectl.get("jobs", "-n", namespace)["items"]}
+    assert jobs == {f"run-{stage}-1" for stage in Stage}
+
+
+def test_a_completed_job_that_is_cleaned_up_is_not_done_again(
+    api: ControlPlane, running: Operator, played: Played, namespace: str
+) -> None:
+    policy = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingAdmissionPolicy",
+        "metadata": {"name": f"{namespace}-ttl"},
+        "spec": {
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                "resourceRules": [
+                    {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+                ],
+            },
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "Never",
+            "mutations": [
+                {
+                    "patchType": "ApplyConfiguration",
+                    "applyConfiguration": {"expression": "Object{spec: Object.spec{ttlSecondsAfterFinished: 0}}"},
+                }
+            ],
+        },
+    }
+    binding = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingAdmissionPolicyBinding",
+        "metadata": {"name": f"{namespace}-ttl"},
+        "spec": {"policyName": f"{namespace}-ttl"},
+    }
+    for one in (policy, binding):
+        api.kubectl.apply(one)
+    try:
+        api.kubectl.apply(manifest("run", namespace))
+        live.wait_until_complete(api.kubectl, "run", namespace)
+    finally:
+        for kind in ("mutatingadmissionpolicybinding", "mutatingadmissionpolicy"):
+            api.kubectl("delete", kind, f"{namespace}-ttl")
+    found = status(api.kubectl, "run", namespace)
+    assert found["modelVersion"] == "1"
+    reasons = [reason for reason, _ in live.events(api.kubectl, "run", namespace)]
+    assert reasons.count("AttemptCreated") == 4
+
+
+def test_a_service_that_is_deleted_comes_back(
+    api: ControlPlane, played: Played, namespace: str, tmp_path: Path
+) -> None:
+    played.ends[namespace] = runs_on
+    api.kubectl.apply(manifest("run", namespace))
+    with operator(api.kubeconfig, tmp_path / "first"):
+        eventually(lambda: api.kubectl.get("jobs", "-n", namespace)["items"], "a Job")
+    api.kubectl("delete", "service", "run-preflight-1", "-n", namespace)
+    with operator(api.kubeconfig, tmp_path / "second"):  # which looks closely at first
+        eventually(lambda: live.exists(api.kubectl, "service", "run-preflight-1", namespace), "the Service is back")
+
+
+@pytest.mark.parametrize("wrong", [{"stage": "training"}, {"activeSeconds": 1e300}, {"attempt": 2**63 - 1}], ids=str)
+def test_a_status_that_nobody_understands_keeps_no_wish_from_being_heard(
+    api: ControlPlane, running: Operator, played: Played, namespace: str, wrong: dict[str, Any]
+) -> None:
+    played.ends[namespace] = runs_on
+    api.kubectl.apply(manifest("run", namespace))
+    eventually(lambda: phase(api, namespace) == "Preflight", "preflight begins")
+    patch = json.dumps({"status": wrong})
+    api.kubectl("patch", "dmd", "run", "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
+    eventually(
+        lambda: "StatusReset" in [reason for reason, _ in live.events(api.kubectl, "run", namespace)], "it is reset"
+    )
+    api.kubectl("patch", "dmd", "run", "-n", namespace, "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    eventually(lambda: phase(api, namespace) == "Suspended", "it is suspended")
+    eventually(lambda: not api.kubectl.get("pods", "-n", namespace)["items"], "its pods are gone")

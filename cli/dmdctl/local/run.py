@@ -1,7 +1,6 @@
 """`dmdctl run`: the stages of a distillation, one after another, on this machine."""
 
 import fcntl
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dmd_api.spec import Workers
 from dmd_api.stages import Stage, stages
 from dmd_api.uris import STORAGE_SCHEMES, TRACKING_SCHEMES, parse_uri
 from dmd_trainer.evaluation.report import Report
+from dmd_trainer.runtime.finished import read_result, write_result
 from dmd_trainer.runtime.storage import Storage, open_storage
 from dmdctl.display import Display, make_display
 from dmdctl.local.local_runner import Interrupts, LocalRun
@@ -68,14 +68,14 @@ def _run_stages(run: LocalRun, place: Storage, display: Display) -> StageResult 
     """Runs the stages that are not done; the result of the one that failed, or None."""
     for stage in stages(run.manifest):
         display.start(stage)
-        if _is_finished(place, stage, run.manifest):
+        if read_result(place, stage, run.manifest) is not None:
             display.finish(stage, "done before")
             continue
         outcome = _run_stage(run, stage, display)
         if outcome.error is not None:
             display.fail(stage, outcome.error.reason)
             return outcome
-        place.write(f"stages/{stage}.json", outcome.model_dump_json(indent=1).encode())
+        write_result(place, outcome)
         display.finish(stage, _note(stage, outcome))
     return None
 
@@ -129,18 +129,6 @@ def only_one(folder: Path) -> Iterator[None]:
             yield
     except PermissionError as error:
         raise BadInputError(f"{error.filename}: permission denied; run in a folder that you may write to") from error
-
-
-def _is_finished(place: Storage, stage: Stage, manifest: DMDDistillation) -> bool:
-    """True for a stage that is done; an evaluation whose gates were changed since is not."""
-    if not place.exists(f"stages/{stage}.json"):
-        return False
-    if stage == Stage.EVALUATE:
-        asked = json.loads(place.read("report.json"))["gates"] if place.exists("report.json") else None
-        gates = [gate.model_dump() for gate in manifest.spec.gates]
-        if asked is None or [{k: gate.get(k) for k in ("metric", "max", "min")} for gate in asked] != gates:
-            return False
-    return True
 
 
 def _run_stage(run: LocalRun, stage: Stage, display: Display) -> StageResult:

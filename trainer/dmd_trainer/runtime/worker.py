@@ -19,6 +19,7 @@ from dmd_api.runtime import StageError, StageResult
 from dmd_api.stages import Stage
 from dmd_trainer.distributed.collectives import local_rank, start_process_group
 from dmd_trainer.runtime.context import StageContext
+from dmd_trainer.runtime.finished import read_result, write_result
 from dmd_trainer.runtime.launcher import RESULTS, end_with_parent
 from dmd_trainer.runtime.progress import ProgressBoard, ProgressServer
 from dmd_trainer.runtime.storage import open_storage
@@ -71,6 +72,9 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
         scratch=scratch,
         progress=board,
     )
+    # A stage whose end nobody saw is not done again. Where workers are alone, none knows whether all have ended.
+    if stage.collective and (done := read_result(context.storage, stage, manifest)) is not None:
+        return done.result
     context.stop_at_signals()
     module = import_module(f"dmd_trainer.stages.{stage}")
     address = os.environ.get(runtime.PROGRESS_ADDRESS, "") if rank == 0 else ""
@@ -92,6 +96,8 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
             # Without this a rank that fails waits in NCCL's own shutdown; gloo's peers notice either way.
             if dist.is_initialized() and sys.exc_info()[0] is None:
                 dist.destroy_process_group()
+    if stage.collective and rank == 0:
+        write_result(context.storage, StageResult(stage=stage, result=result))
     return result
 
 
