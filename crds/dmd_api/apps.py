@@ -5,6 +5,7 @@ own.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torchx.specs import AppDef, Role, macros
 
@@ -67,5 +68,5 @@ def stage_app(
 def _for_trainers(manifest: DMDDistillation) -> str:
     """The manifest as JSON without what pods are made of: a variable of the environment has room for 128 KiB."""
     pods = {"pod_template", "resources"}
-    exclude = {"spec": {"workers": pods, "pair_workers": pods, "evaluation": pods}}
+    exclude: Any = {"spec": {"metadata": True, "workers": pods, "pair_workers": pods, "evaluation": pods}}
     return manifest.model_dump_json(by_alias=True, exclude_none=True, exclude=exclude)

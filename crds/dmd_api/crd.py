@@ -21,7 +21,7 @@ IMMUTABLE = (
     "is immutable: make a new DMDDistillation (suspend, maxRestarts, activeDeadlineSeconds, ttlSecondsAfterFinished, "
     "gates and tracking.alias may change)"
 )
-FROZEN = ("teacher", "data", "method", "training", "evaluation", "workers", "pairWorkers", "images")
+FROZEN = ("teacher", "data", "method", "training", "evaluation", "workers", "pairWorkers", "images", "metadata")
 FROZEN_OPTIONAL = ("storage", "huggingFace", "serviceAccountName")
 COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
@@ -148,6 +148,9 @@ def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     match result.get("type"):
         case "object" if "properties" in result:
             result["properties"] = _properties(result["properties"], result.get("required", []), definitions)
+        case "object" if isinstance(node.get("additionalProperties"), dict):
+            result["additionalProperties"] = _structural(node["additionalProperties"], definitions)
+            result.setdefault("default", {})
         case "array":
             result["items"] = _structural(result["items"], definitions)
             result.setdefault("maxItems", LONGEST_LIST)

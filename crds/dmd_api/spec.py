@@ -386,6 +386,15 @@ class Images(Model):
     trainer: str | None = Field(None, max_length=512, description="The trainer's image. Default: the operator's.")
 
 
+class ObjectMetadata(Model):
+    """Labels and annotations of the objects that a run makes."""
+
+    labels: dict[str, str] = Field(
+        default_factory=dict, max_length=32, description="Labels; the operator's own cannot be replaced."
+    )
+    annotations: dict[str, str] = Field(default_factory=dict, max_length=32, description="Annotations.")
+
+
 class Spec(Model):
     """The distillation that is wanted."""
 
@@ -405,6 +414,10 @@ class Spec(Model):
     images: Images = Field(default_factory=Images, description="Container images.")
     service_account_name: str | None = Field(
         None, max_length=253, description="The service account of the run's pods; its token is not mounted."
+    )
+    metadata: ObjectMetadata = Field(
+        default_factory=ObjectMetadata,
+        description="Labels and annotations of every Job, pod and Service of the run, as policies ask for them.",
     )
     suspend: bool = Field(False, description="Stops the run after a checkpoint; false resumes it.")
     max_restarts: int = Field(

@@ -76,10 +76,17 @@ class _Attempt:
     @property
     def labels(self) -> dict[str, str]:
         return {
+            **self.manifest.spec.metadata.labels,
             "app.kubernetes.io/name": "dmd-trainer",
             "app.kubernetes.io/managed-by": "dmd-operator",
             **self.selector,
         }
+
+    @property
+    def annotations(self) -> dict[str, Any]:
+        """The field with the user's annotations, where there are any."""
+        own = self.manifest.spec.metadata.annotations
+        return {"annotations": own} if own else {}
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -96,6 +103,7 @@ class _Attempt:
             "name": self.name,
             "namespace": self.owner.namespace,
             "labels": self.labels,
+            **self.annotations,
             "ownerReferences": [owner],
         }
 
@@ -109,7 +117,7 @@ class _Attempt:
             run_key=f"{self.manifest.metadata.name}-{self.owner.uid}",
             attempt=self.number,
             rendezvous=f"{address}:{RENDEZVOUS_PORT}",
-            progress_address=f"0.0.0.0:{PROGRESS_PORT}",
+            progress_address=f":{PROGRESS_PORT}",
             size=self.size,
             environment={
                 runtime.SHUTDOWN_TIMEOUT: str(SHUTDOWN_SECONDS),
@@ -129,7 +137,10 @@ class _Attempt:
 
 def _job(attempt: _Attempt) -> dict[str, Any]:
     settings = pod_settings(attempt.manifest, attempt.stage)
-    template = {"metadata": {"labels": attempt.labels}, "spec": _pod_spec(attempt, settings.resources)}
+    template = {
+        "metadata": {"labels": attempt.labels, **attempt.annotations},
+        "spec": _pod_spec(attempt, settings.resources),
+    }
     retries = attempt.stage.pod_retries
     return {
         "apiVersion": "batch/v1",

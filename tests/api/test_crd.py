@@ -41,7 +41,8 @@ def test_the_schema_is_structural_and_bounded() -> None:
             case "array":
                 assert "maxItems" in node, path
             case "object":
-                assert "properties" in node or node.get("x-kubernetes-preserve-unknown-fields"), path
+                bounded = "maxProperties" in node and "additionalProperties" in node
+                assert "properties" in node or bounded or node.get("x-kubernetes-preserve-unknown-fields"), path
 
 
 def test_every_field_of_the_spec_is_described() -> None:

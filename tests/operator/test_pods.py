@@ -12,12 +12,12 @@ from dmd_api.stages import GRACE_SECONDS, SHUTDOWN_SECONDS, Stage
 from dmd_operator.pods import Owner, attempt_objects
 
 
-def manifest(metadata: dict[str, Any] | None = None, **spec: Any) -> DMDDistillation:
+def manifest(of_resource: dict[str, Any] | None = None, **spec: Any) -> DMDDistillation:
     return parse_manifest(
         {
             "apiVersion": "dmd-operator.io/v1alpha1",
             "kind": "DMDDistillation",
-            "metadata": {"name": "sd", **(metadata or {})},
+            "metadata": {"name": "sd", **(of_resource or {})},
             "spec": {
                 "teacher": {"uri": "hf://owner/model"},
                 "method": {"regression": {"pairs": 8}},
@@ -249,3 +249,12 @@ def test_trainers_get_a_manifest_without_templates() -> None:
     big = {"podTemplate": {"metadata": {"annotations": {"note": "x" * 200_000}}}}
     _, job = objects(Stage.DISTILL, workers=big, evaluation=big, pairWorkers=big)
     assert len(environment(job)[runtime.MANIFEST]) < 10_000
+
+
+def test_every_object_has_the_users_labels_and_annotations() -> None:
+    wanted = {"labels": {"team": "vision", "dmd-operator.io/stage": "mine"}, "annotations": {"owner": "vision"}}
+    service, job = attempt_objects(manifest(metadata=wanted), Stage.DISTILL, 3, Owner("team", "uid-1"))
+    for one in (service, job, job["spec"]["template"]):
+        assert one["metadata"]["labels"]["team"] == "vision"
+        assert one["metadata"]["labels"]["dmd-operator.io/stage"] == "distill"
+        assert one["metadata"]["annotations"] == {"owner": "vision"}

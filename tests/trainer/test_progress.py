@@ -11,8 +11,8 @@ from dmd_api.stages import Stage
 from dmd_trainer.runtime.progress import ProgressBoard, ProgressServer
 
 
-def get(server: ProgressServer, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as response:
+def get(server: ProgressServer, path: str, host: str = "127.0.0.1") -> str:
+    with urllib.request.urlopen(f"http://{host}:{server.port}{path}", timeout=5) as response:
         return str(response.read().decode())
 
 
@@ -54,6 +54,15 @@ def test_what_is_left_is_estimated_from_the_steps_after_the_first() -> None:
     eta = board.current.eta_seconds
     assert eta is not None
     assert 0 < eta < 8 * 60, "80 more, ten of which took a moment"
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts"), [(":0", ["127.0.0.1", "[::1]"]), ("[::1]:0", ["[::1]"]), ("0.0.0.0:0", ["127.0.0.1"])]
+)
+def test_it_answers_in_clusters_of_either_kind_of_address(address: str, hosts: list[str]) -> None:
+    with ProgressServer(ProgressBoard(Stage.PREPARE), address) as server:
+        for host in hosts:
+            assert '"stage":"prepare"' in get(server, "/progress", host)
 
 
 def test_without_an_address_nothing_is_served() -> None:

@@ -3,6 +3,7 @@
 Showing never holds up training: the board is replaced as a whole, and a thread of the server's reads it.
 """
 
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,15 +62,15 @@ class ProgressServer:
 
     Args:
         board: the progress to show.
-        address: `host:port`; an empty one serves nothing.
+        address: `host:port`, `[host]:port` for IPv6, `:port` for every address of both kinds; an empty one serves
+            nothing.
     """
 
     def __init__(self, board: ProgressBoard, address: str) -> None:
         self._server: ThreadingHTTPServer | None = None
         if address:
             host, _, port = address.rpartition(":")
-            self._server = ThreadingHTTPServer((host, int(port)), _handler(board))
-            self._server.daemon_threads = True
+            self._server = _listen(host.strip("[]"), int(port), _handler(board))
 
     @property
     def port(self) -> int | None:
@@ -87,6 +88,21 @@ class ProgressServer:
         if self._server:
             self._server.shutdown()
             self._server.server_close()
+
+
+def _listen(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    both = not host and socket.has_dualstack_ipv6()
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        address_family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+
+        def server_bind(self) -> None:
+            if both:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            super().server_bind()
+
+    return Server((host, port), handler)
 
 
 def _handler(board: ProgressBoard) -> type[BaseHTTPRequestHandler]:
