@@ -105,6 +105,7 @@ CHANGES: dict[str, Any] = {
     "huggingFace": {"credentialsSecretRef": {"name": "hub"}},
     "serviceAccountName": "other",
     "tracking": {"experiment": "other"},
+    "metadata": {"labels": {"team": "other"}},
 }
 
 
