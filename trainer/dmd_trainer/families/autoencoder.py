@@ -42,8 +42,8 @@ class Autoencoder(Pixels):
 
         try:
             self.vae = AutoencoderKL.from_pretrained(directory, subfolder="vae", use_safetensors=True)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # diffusers raises nearly anything at what it cannot load
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BadInputError(
                 f"{directory}/vae: the autoencoder cannot be loaded ({reason}); save the whole pipeline again with "
                 "save_pretrained(..., safe_serialization=True)"

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
 from dmd_api.spec import Location
+from dmd_trainer.families.weights import read_weights
 from dmd_trainer.runtime.fetch import local_path
 
 
@@ -28,8 +27,8 @@ def read_initial_weights(location: Location | None, field: str, scratch: Path) -
                 f"spec.method.initFrom.{field}: {location.uri}: no .safetensors in it; name an earlier run's weights"
             )
     try:
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
+        return {name: tensor for file in files for name, tensor in read_weights(file).items()}
+    except ValueError as error:
         raise BadInputError(f"spec.method.initFrom.{field}: {location.uri} cannot be loaded ({error})") from error
 
 

@@ -1,6 +1,5 @@
 """A text-to-image teacher's text encoders, called as its own pipeline calls them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
+from dmd_trainer.families.pipelines import load_pipeline, read_index
 from dmd_trainer.families.table import TEXT_PIPELINES
 
 
@@ -24,10 +24,8 @@ class TextEncoder:
     """
 
     def __init__(self, directory: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        import diffusers
-
-        index = json.loads((directory / "model_index.json").read_text())
-        name = str(index.get("_class_name"))
+        index = read_index(directory)
+        name = index["_class_name"]
         if name not in TEXT_PIPELINES:
             raise BadInputError(
                 f"spec.teacher.uri: {directory.name} is a {name}; text models are {', '.join(TEXT_PIPELINES)}"
@@ -35,21 +33,16 @@ class TextEncoder:
         self._family = TEXT_PIPELINES[name]
         # Only what encodes text is loaded; the networks are the teacher's.
         kept = ("tokenizer", "text_encoder", "scheduler")
-        absent: dict[str, Any] = {
-            part: None
-            for part, value in index.items()
-            if isinstance(value, list) and (value[0] is None or not part.startswith(kept))
+        given: dict[str, Any] = {
+            part: None for part, value in index.items() if isinstance(value, list) and not part.startswith(kept)
         }
-        absent |= self._family.encoder_stand_ins(directory)
+        given |= self._family.encoder_stand_ins(directory)
         try:
-            self._pipeline = getattr(diffusers, name).from_pretrained(
-                directory, torch_dtype=dtype, use_safetensors=True, **absent
-            )
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            self._pipeline = load_pipeline(directory, torch_dtype=dtype, **given)
+        except BadInputError as error:
             raise BadInputError(
-                f"spec.teacher.uri: the text encoders in {directory} cannot be loaded ({reason}); the pipeline needs "
-                "its tokenizer and text encoder folders"
+                f"spec.teacher.uri: the text encoders cannot be loaded: {error.message}; the pipeline needs its "
+                "tokenizer and text encoder folders"
             ) from error
         self._device = device
         for part, module in self._pipeline.components.items():
