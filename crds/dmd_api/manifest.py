@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from dmd_api.rules import check
+from dmd_api.rules import NAME_PATTERN, check
 from dmd_api.spec import Model, Spec
 
 API_VERSION = "dmd-operator.io/v1alpha1"
@@ -21,7 +21,7 @@ class Metadata(Model):
     name: str = Field(
         min_length=1,
         max_length=63,
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        pattern=NAME_PATTERN,
         description="The resource's name: lower-case letters, digits and '-'.",
     )
     namespace: str | None = Field(None, max_length=63, description="The namespace.")

@@ -170,10 +170,12 @@ RULES: tuple[Rule, ...] = (
 LONGEST_SUFFIX = len("-evaluate-999-9999")
 """The stage, the attempt and the index that the operator appends to the resource's name for an attempt's pods."""
 LONGEST_NAME = 63 - LONGEST_SUFFIX
+NAME_PATTERN = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 NAME_RULE = Rule(
     "metadata.name",
-    f"must have at most {LONGEST_NAME} characters, so that its pods' names are DNS labels; choose a shorter one",
-    f"size(self.metadata.name) <= {LONGEST_NAME}",
+    f"must have at most {LONGEST_NAME} characters, lower-case letters, digits and '-' between them, so that its pods' "
+    "names are DNS labels; choose another one",
+    f"size(self.metadata.name) <= {LONGEST_NAME} && self.metadata.name.matches('{NAME_PATTERN}')",
     lambda s: True,
 )
 """The one rule about the name: the API server keeps it at the root, where `self` is the whole resource."""

@@ -81,6 +81,7 @@ def test_a_rule_is_kept_and_says_field_and_remedy(server: ControlPlane, rule: An
         ("spec.method.name", "DMD3", 'supported values: "DMD", "DMD2"'),
         ("spec.teacher.uri", "hg://a/b", "spec.teacher.uri"),
         ("metadata.name", "Not_A_Name", "metadata.name"),
+        ("metadata.name", "sdxl-1.0", "metadata.name: must have at most"),
     ],
 )
 def test_a_bad_field_is_named(server: ControlPlane, path: str, value: object, said: str) -> None:
