@@ -210,7 +210,12 @@ def _status() -> dict[str, Any]:
             "checkpointStep": {**whole, "description": "The generator update that the next attempt resumes from."},
             "progress": {**text, "description": "The stage's progress in per cent."},
             "eta": {**text, "description": "Estimated time to the stage's end."},
-            "losses": {"type": "object", "maxProperties": 16, "additionalProperties": number},
+            "losses": {
+                "type": "object",
+                "maxProperties": 16,
+                "additionalProperties": {**number, "nullable": True},
+                "description": "The latest losses by name; null: not finite.",
+            },
             "warnings": {
                 "type": "array",
                 "maxItems": 16,

@@ -3,10 +3,12 @@
 A stage is one command, `python -m dmd_trainer STAGE`; the environment variables below say everything else.
 """
 
+import json
 import os
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, OnErrorOmit, ValidationError, field_validator
+from pydantic_core.core_schema import ValidationInfo, ValidatorFunctionWrapHandler
 
 from dmd_api.stages import Stage
 
@@ -55,44 +57,83 @@ def in_a_pod() -> bool:
     return COMPLETION_INDEX in os.environ
 
 
-Line = Annotated[str, Field(max_length=256)]
+def _printable(text: str) -> str:
+    """Refuses control characters, those that turn the direction of text, and halves of pairs."""
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return text
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Quantity = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Line = Annotated[str, Field(max_length=256), AfterValidator(_printable)]
+Value = Annotated[str, Field(max_length=1024)] | Annotated[int, Field(gt=-(2**63), lt=2**63)] | float | bool | None
+Measures = dict[OnErrorOmit[Line], OnErrorOmit[float]]
+"""Numbers by name; what is not finite is what was measured, and stays."""
 
 
 class Progress(BaseModel):
     """The progress that rank 0 of a running stage serves as `/progress`; a newer trainer may add fields.
 
-    Bounded, since it goes into the resource's status and comes from a pod that runs whatever its owner wants.
+    Bounded, since it goes into the resource's status and comes from a pod that runs whatever its owner wants. A field
+    out of its bounds is as one that is not there; without the stage and the attempt there is no progress.
     """
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="strings")  # JSON has no NaN, and null is no number
 
     stage: Stage
     activity: Line = ""
     """The present activity, in a word or two: `loading the teacher`, `training`, `evaluating step 500`."""
-    step: int = 0
-    total: int = 0
+    step: Count = 0
+    total: Count = 0
     unit: Line = ""
     """The unit of `step` and `total`: `generator updates`, `pairs`, `samples`, `checks`."""
-    attempt: int = 1
-    eta_seconds: float | None = None
-    images_per_second: float | None = None
-    losses: dict[str, float] = Field(default_factory=dict, max_length=16)
+    attempt: Count = 1
+    eta_seconds: Quantity | None = None
+    images_per_second: Quantity | None = None
+    losses: Measures = Field(default_factory=dict, max_length=16)
     """The latest losses by name: `distribution_matching`, `regression`, `fake_score`."""
-    health: dict[str, float] = Field(default_factory=dict, max_length=16)
+    health: Measures = Field(default_factory=dict, max_length=16)
     """The latest measures of a run's health by name: `fake_score_loss`, `diversity`, `saturation`, ..."""
-    warnings: list[Annotated[str, Field(max_length=1024)]] = Field(default_factory=list, max_length=16)
+    warnings: list[OnErrorOmit[Annotated[str, Field(max_length=1024), AfterValidator(_printable)]]] = Field(
+        default_factory=list, max_length=16
+    )
     """Problems of the training now: symptom, likely cause and the field to change; empty for a healthy run."""
-    fid: float | None = None
+    fid: Quantity | None = None
     """The latest Frechet distance of the generator's EMA, where one was measured."""
-    best_fid: float | None = None
-    best_step: int | None = None
-    checkpoint_step: int | None = None
+    best_fid: Quantity | None = None
+    best_step: Count | None = None
+    checkpoint_step: Count | None = None
     """The step that the next attempt resumes from; None before the first checkpoint."""
     mlflow_run: Line | None = None
-    mlflow_run_url: Annotated[str, Field(max_length=2048)] | None = None
+    mlflow_run_url: Annotated[str, Field(max_length=2048), AfterValidator(_printable)] | None = None
     """The run's page, where the tracking server has one."""
-    messages: list[str] = Field(default_factory=list)
-    """Lines for the user (a checkpoint skipped, a tracking server that is away), newest last, at most 20."""
+    messages: list[OnErrorOmit[Annotated[str, Field(max_length=4096)]]] = Field(default_factory=list, max_length=20)
+    """Lines for the user (a checkpoint skipped, a tracking server that is away), newest last."""
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _drop_alone(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            field = cls.model_fields[str(info.field_name)]
+            if info.field_name in {"stage", "attempt"}:
+                raise
+            return field.get_default(call_default_factory=True)
+
+    @classmethod
+    def from_answer(cls, body: bytes) -> Self:
+        """The progress in an answer of `/progress`.
+
+        Raises:
+            ValueError: there is none in it.
+        """
+        try:
+            # Whole numbers as floating-point ones: those of a million digits too take no time.
+            return cls.model_validate(json.loads(body, parse_int=float))
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
 
 
 class StageError(BaseModel):
@@ -109,7 +150,7 @@ class StageResult(BaseModel):
     """A stage's last word: its termination message."""
 
     stage: Stage
-    result: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    result: dict[OnErrorOmit[Line], OnErrorOmit[Value]] = Field(default_factory=dict)
     error: StageError | None = None
 
     def to_termination_message(self) -> str:

@@ -1,8 +1,10 @@
 """The status of a `DMDDistillation`: what the operator observed, and all that it remembers."""
 
+import json
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from dmd_api.stages import Stage
@@ -37,6 +39,8 @@ MOST_CONDITIONS = 32
 
 
 ConditionStatus = Literal["True", "False", "Unknown"]
+Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number; null in the resource, whose JSON knows neither NaN nor infinity, is one that is not finite."""
 
 
 def _plausible(time: AwareDatetime) -> AwareDatetime:
@@ -98,7 +102,7 @@ class RunStatus(StatusModel):
     """The generator update that the next attempt at distilling resumes from."""
     progress: str | None = None
     eta: str | None = None
-    losses: dict[str, Number] = Field(default_factory=dict)
+    losses: dict[str, Measured] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """The warnings of rank 0 of the present attempt when it last answered."""
     images_per_second: Number | None = None
@@ -121,6 +125,11 @@ class RunStatus(StatusModel):
     resolved: dict[str, Any] | None = None
     """The operator's defaults as they were when the run started."""
     conditions: tuple[Condition, ...] = ()
+
+    def to_resource(self) -> dict[str, Any]:
+        """The status as the resource has it."""
+        written: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True, exclude_none=True))
+        return written
 
     def condition(self, kind: str) -> Condition | None:
         """The condition of this type, where there is one."""

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-from typing import Any, cast
 
 import aiohttp
 import kopf
@@ -15,21 +14,22 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
-from dmd_api.manifest import API_VERSION
-from dmd_operator.cluster import PLURAL, Cluster, message_of
+from dmd_operator.cluster import Cluster, message_of, progress_session
 from dmd_operator.election import LeadLostError, Lock, lead
-from dmd_operator.handlers import handlers, kopf_settings
+from dmd_operator.handlers import handlers
 from dmd_operator.metrics import ERRORS, Distillations, count_requests
 from dmd_operator.objects import Objects
 from dmd_operator.queue import Queue
-from dmd_operator.reconcile import Reconciler
+from dmd_operator.reconcile import Reconciler, UnreadableError
 from dmd_operator.seen import Key, Seen
 from dmd_operator.server import serve
 from dmd_operator.settings import OperatorSettings
+from dmd_operator.watching import Watching
 
 log = logging.getLogger("dmd_operator")
 
-WAIT_FOR_API_SECONDS = 2.0
+DEEPEST_JSON = 10_000
+"""Levels to which an API server takes JSON (Go's own bound); kopf reads whole objects, whatever is in them."""
 
 
 def main() -> None:
@@ -39,6 +39,8 @@ def main() -> None:
     except ValidationError as error:
         problems = (f"{'.'.join(str(part) for part in p['loc'])}: {p['msg']}" for p in error.errors())
         sys.exit("the settings DMD_OPERATOR_* cannot be used:\n" + "\n".join(problems))
+    # Python stops at 1,000 levels, and with it kopf's watchers would. Each level takes a call or two.
+    sys.setrecursionlimit(4 * DEEPEST_JSON)
     kopf.configure(debug=settings.debug, log_format=kopf.LogFormat.JSON)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event of each pod otherwise
     try:
@@ -65,16 +67,26 @@ async def run(settings: OperatorSettings) -> None:
     configuration.trace_configs = [count_requests()]
     seen, ready = Seen(), asyncio.Event()
     REGISTRY.register(Distillations(seen))
-    async with ApiClient(configuration) as api, aiohttp.ClientSession() as http:
-        server = await serve(settings.port, REGISTRY, ready.is_set)
+    async with ApiClient(configuration) as api, progress_session(settings.progress_timeout_seconds) as http:
+        queue = Queue(Reconciler(Cluster(api, http), seen, settings).look, _failed)
+
+        def lost(namespace: str) -> None:
+            for key in seen.in_namespace(namespace):
+                queue.drop(key)
+                seen.forget(key)
+
+        watching = Watching(Objects(api), settings.namespaces, lost)
+        server = await serve(settings.port, REGISTRY, lambda: watching.healthy, ready.is_set)
+
+        async def work() -> None:
+            try:
+                await watching.run(handlers(seen, queue), stop)
+            finally:
+                await queue.close()
+
         try:
-            await _wait_for_api(api, settings, stop)
+            await watching.until_readable(stop)
             ready.set()
-            cluster = Cluster(api, http, settings.progress_timeout_seconds)
-
-            async def work() -> None:
-                await _work(cluster, seen, settings, stop)
-
             if stop.is_set():
                 pass
             elif settings.lease_namespace is None:
@@ -96,51 +108,14 @@ async def _find_cluster(configuration: Configuration) -> None:
         await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
 
 
-async def _work(cluster: Cluster, seen: Seen, settings: OperatorSettings, stop: asyncio.Event) -> None:
-    """Watches and reconciles, as the leader does, until `stop` is set."""
-
-    def failed(key: Key, error: Exception) -> None:
-        if isinstance(error, ApiException):
-            reason, text = f"Api{error.status}", message_of(error)
-        else:
-            reason, text = type(error).__name__, str(error)
-        ERRORS.labels(reason).inc()
-        expected = isinstance(error, ApiException | aiohttp.ClientError | TimeoutError | OSError)
-        log.warning("%s/%s: %s: %s; trying again", key.namespace, key.name, reason, text, exc_info=not expected)
-
-    queue = Queue(Reconciler(cluster, seen, settings).look, failed)
-    try:
-        await kopf.operator(
-            registry=handlers(seen, queue),
-            settings=kopf_settings(),
-            standalone=True,
-            identity=cast(Any, "dmd-operator"),  # it asks for the user's name otherwise, which a pod's has not
-            clusterwide=not settings.namespaces,
-            namespaces=settings.namespaces,
-            stop_flag=stop,
-        )
-    finally:
-        await queue.close()
-
-
-async def _wait_for_api(api: ApiClient, settings: OperatorSettings, stop: asyncio.Event) -> None:
-    """Returns when distillations can be listed, or at the stop: a chart installs CRD, rights and operator at once."""
-    objects, said = Objects(api), ""
-    while not stop.is_set():
-        try:
-            for namespace in settings.namespaces or (None,):
-                await objects.list(PLURAL, namespace, limit=1)
-        except (ApiException, aiohttp.ClientError, TimeoutError, OSError) as error:
-            why = message_of(error) if isinstance(error, ApiException) else f"{type(error).__name__}: {error}"
-            if why != said:
-                log.warning("%s %s cannot be listed yet: %s", API_VERSION, PLURAL, why)
-                said = why
-        else:
-            return
-        try:
-            await asyncio.wait_for(stop.wait(), WAIT_FOR_API_SECONDS)
-        except TimeoutError:
-            continue
+def _failed(key: Key, error: Exception) -> None:
+    if isinstance(error, ApiException):
+        reason, text = f"Api{error.status}", message_of(error)
+    else:
+        reason, text = type(error).__name__, str(error)
+    ERRORS.labels(reason).inc()
+    expected = isinstance(error, ApiException | aiohttp.ClientError | TimeoutError | OSError | UnreadableError)
+    log.warning("%s/%s: %s: %s; trying again", key.namespace, key.name, reason, text, exc_info=not expected)
 
 
 if __name__ == "__main__":

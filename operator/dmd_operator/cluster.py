@@ -1,9 +1,8 @@
 """Requests to the API server, and to rank 0 of a run."""
 
-import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -11,16 +10,19 @@ from typing import Any
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, ApiException
-from pydantic import ValidationError
 
 from dmd_api.labels import DISTILLATION
 from dmd_api.manifest import API_VERSION, KIND
 from dmd_api.runtime import Progress
+from dmd_operator.conditions import shown
 from dmd_operator.decision import Event
-from dmd_operator.objects import Objects
+from dmd_operator.objects import PLURALS, Objects
 from dmd_operator.observe import observe_job, observe_pod
 from dmd_operator.observed import ObservedJob, ObservedPod
+from dmd_operator.reading import kept
 from dmd_operator.seen import Key
+
+log = logging.getLogger(__name__)
 
 PLURAL = "dmddistillations"
 FIELD_MANAGER = "dmd-operator"
@@ -43,31 +45,45 @@ class Cluster:
 
     Args:
         api: the client.
-        http: asks pods for their progress.
-        progress_timeout: in seconds.
+        http: asks pods for their progress, by `progress_session`.
     """
 
-    def __init__(self, api: ApiClient, http: aiohttp.ClientSession, progress_timeout: float) -> None:
-        self._objects, self._http, self._progress_timeout = Objects(api), http, progress_timeout
+    def __init__(self, api: ApiClient, http: aiohttp.ClientSession) -> None:
+        self._objects, self._http = Objects(api), http
 
     async def resource(self, key: Key) -> dict[str, Any] | None:
-        """The resource as it is now, None if there is none."""
-        return await self._existing(PLURAL, key.namespace, key.name)
+        """The resource as it is now, by `reading.kept`; None if there is none."""
+        there = await self._existing(PLURAL, key.namespace, key.name)
+        return kept(there) if there is not None else None
 
     async def children(self, resource: Mapping[str, Any]) -> tuple[list[ObservedJob], list[tuple[str, ObservedPod]]]:
-        """The resource's Jobs, and its pods, each with its Job's name, as they are now."""
+        """The resource's Jobs and their pods, each with its Job's uid, as they are now."""
+        uid = resource["metadata"]["uid"]
+        met = {
+            service["metadata"]["name"]
+            async for service in self._labelled("services", resource)
+            if owner_uid(service) == uid
+        }
+        jobs = [
+            replace(observed, has_service=observed.name in met)
+            async for job in self._labelled("jobs", resource)
+            if owner_uid(job) == uid and (observed := observe_job(job)) is not None
+        ]
+        uids = {job.uid for job in jobs}
+        pods = [
+            (owner, seen)
+            async for pod in self._labelled("pods", resource)
+            if (owner := owner_uid(pod)) is not None and owner in uids and (seen := observe_pod(pod)) is not None
+        ]
+        return jobs, pods
+
+    async def _labelled(self, plural: str, resource: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Whatever has the label of the resource; each page is dropped before the next one is read."""
         metadata = resource["metadata"]
-        namespace, selector = metadata["namespace"], f"{DISTILLATION}={metadata['name']}"
-        jobs, pods, services = await asyncio.gather(
-            *(self._objects.list(plural, namespace, labelSelector=selector) for plural in ("jobs", "pods", "services"))
-        )
-        own = [job for job in jobs if owner_uid(job) == metadata["uid"]]
-        names = {job["metadata"]["uid"]: job["metadata"]["name"] for job in own}
-        met = {service["metadata"]["name"] for service in services if owner_uid(service) == metadata["uid"]}
-        return (
-            [replace(observe_job(job), has_service=job["metadata"]["name"] in met) for job in own],
-            [(names[uid], observe_pod(pod)) for pod in pods if (uid := owner_uid(pod)) in names],
-        )
+        selector = f"{DISTILLATION}={metadata['name']}"
+        async for items in self._objects.pages(plural, metadata["namespace"], labelSelector=selector):
+            for item in items:
+                yield item
 
     async def write_status(self, resource: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the status; the resource as written.
@@ -76,19 +92,21 @@ class Cluster:
             ApiException: 409 if the resource is not any more what `resource` says.
         """
         metadata = resource["metadata"]
-        body = {**resource, "status": status}
-        return await self._objects.replace_status(
+        # Of everything but the status the API server keeps what it has: nothing else need be sent.
+        body = {field: resource[field] for field in ("apiVersion", "kind", "metadata")} | {"status": status}
+        written = await self._objects.replace_status(
             PLURAL, metadata["namespace"], metadata["name"], body, fieldManager=FIELD_MANAGER
         )
+        return kept(written)
 
     async def create(self, child: Mapping[str, Any]) -> None:
-        """Creates a Job or a Service; one that exists already and has the same owner is kept.
+        """Creates a child; one that exists already and has the same owner is kept.
 
         Raises:
             RefusedError: the API server did not create it, and says why.
         """
         namespace, name = child["metadata"]["namespace"], child["metadata"]["name"]
-        plural = f"{child['kind'].lower()}s"
+        plural = PLURALS[child["kind"]]
         try:
             await self._objects.create(plural, namespace, child, fieldManager=FIELD_MANAGER, fieldValidation="Strict")
         except ApiException as error:
@@ -171,7 +189,7 @@ class Cluster:
                 "type": "Warning" if event.warning else "Normal",
                 "reason": event.reason,
                 "action": event.reason,
-                "note": event.message.encode()[:_EVENT_BYTES].decode(errors="ignore"),
+                "note": shown(event.message).encode()[:_EVENT_BYTES].decode(errors="ignore"),
                 "reportingController": "dmd-operator.io/dmd-operator",
                 "reportingInstance": FIELD_MANAGER,
                 "regarding": regarding,
@@ -179,16 +197,41 @@ class Cluster:
         )
 
     async def progress(self, address: str) -> Progress | None:
-        """The progress that rank 0 serves at `host:port`; None without a valid answer in time."""
-        timeout = aiohttp.ClientTimeout(total=self._progress_timeout)
+        """The progress that rank 0 serves at `host:port`; None without a valid answer in time.
+
+        A pod answers whatever its owner wants: it can neither fill the operator's memory nor send it elsewhere, and no
+        answer keeps the run's deadline from being looked at.
+        """
+        body = bytearray()
         try:
-            # A pod runs whatever its owner wants: it can neither fill the operator's memory nor send it elsewhere.
-            async with self._http.get(f"http://{address}/progress", timeout=timeout, allow_redirects=False) as answer:
-                if answer.status != HTTPStatus.OK or not 0 < (answer.content_length or 0) <= _PROGRESS_BYTES:
+            async with self._http.get(f"http://{address}/progress", allow_redirects=False) as answer:
+                plain = answer.headers.get("Content-Encoding", "identity") == "identity"
+                if answer.status != HTTPStatus.OK or not plain:
                     return None
-                return Progress.model_validate_json(await answer.read())
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
+                async for chunk in answer.content.iter_any():
+                    body += chunk
+                    if len(body) > _PROGRESS_BYTES:
+                        answer.close()
+                        return None
+            return Progress.from_answer(bytes(body))
+        except Exception as error:  # aiohttp's parser raises errors of no common class
+            log.debug("%s: no progress: %s: %s", address, type(error).__name__, error)
             return None
+
+
+def progress_session(timeout: float) -> aiohttp.ClientSession:
+    """The connections to pods: one for each run that is asked, so that none waits for another's.
+
+    Args:
+        timeout: for the whole of an answer, in seconds.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=timeout),
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,  # of a pod that compresses all the same
+    )
 
 
 def owner_uid(child: Mapping[str, Any]) -> str | None:

@@ -5,7 +5,12 @@ from datetime import datetime
 from dmd_api.status import Condition, ConditionStatus, RunStatus
 
 LONGEST_MESSAGE = 32768
-"""The longest message of a condition that the API server takes, in characters."""
+"""Characters of a condition's message that the API server takes."""
+
+
+def shown(text: str) -> str:
+    """Text of pods and nodes as it may be shown in a terminal: only line breaks are left of control characters."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text[:LONGEST_MESSAGE])
 
 
 def mark(
@@ -24,7 +29,7 @@ def mark(
         type=kind,
         status=value,
         reason=reason,
-        message=message[:LONGEST_MESSAGE],
+        message=shown(message),
         observed_generation=generation,
         last_transition_time=before.last_transition_time if before is not None and before.status == value else now,
     )

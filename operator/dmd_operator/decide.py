@@ -34,7 +34,7 @@ def decide(run: Run) -> Decision:
 def unusable(status: RunStatus, message: str, now: datetime, generation: int) -> Decision:
     """Reports a manifest that cannot be followed; whatever already runs is left alone."""
     before = status.condition("Healthy")
-    known = before is not None and before.message == message
+    known = before is not None and before.message == conditions.shown(message)
     status = status.model_copy(update={"observed_generation": generation})
     status = conditions.mark(status, "Healthy", "False", "InvalidManifest", message, now=now, generation=generation)
     return Decision(status, events=() if known else (Event("InvalidManifest", message, warning=True),))

@@ -1,5 +1,6 @@
 """The ends of an attempt, a stage and a run: their status, what is deleted and what is reported."""
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 
@@ -157,7 +158,7 @@ def _run_complete(run: Run, outcome: Outcome) -> Decision:
     else:
         run = run.mark("Registered", "True", "Registered", f"model version {version}" if version is not None else "")
     fid = result.get("fid")
-    if isinstance(fid, int | float):
+    if isinstance(fid, int | float) and math.isfinite(fid):
         run = run.update(fid=short(float(fid)))
     message = "registered" if passed else "registered without its alias: a gate failed"
     run = run.mark("Complete", "True", "Complete", message).mark("Healthy", "True", "Complete")

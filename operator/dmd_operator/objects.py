@@ -5,21 +5,29 @@ release: a field of a newer Kubernetes, or a user's mistake, would end in the cl
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from kubernetes.aio.client import ApiClient
-from multidict import CIMultiDictProxy
 
+from dmd_operator.reading import parse
+
+PAGE_ITEMS = 100
+PAGE_BYTES = 4 * 1024 * 1024
+"""The part of a list that is read at once: one object can have 1.5 MB, and a tenant can make as many as they like."""
 _WARNING = re.compile(r'299 \S+ "(?P<text>.*)"')
 """A warning's header (RFC 7234, section 5.5), as the API server writes them."""
 
+PLURALS = {"Job": "jobs", "Service": "services", "NetworkPolicy": "networkpolicies"}
+"""The kinds that are created for a run."""
 _ROOTS = {
     "dmddistillations": "/apis/dmd-operator.io/v1alpha1",
     "jobs": "/apis/batch/v1",
     "pods": "/api/v1",
     "services": "/api/v1",
     "events": "/apis/events.k8s.io/v1",
+    "networkpolicies": "/apis/networking.k8s.io/v1",
 }
 
 
@@ -37,15 +45,29 @@ class Objects:
         """An object; errors as `request`."""
         return await self.request("GET", f"{path(plural, namespace)}/{name}")
 
-    async def list(self, plural: str, namespace: str | None, **query: str | int) -> list[dict[str, Any]]:
-        """Objects, of all namespaces for None; errors as `request`."""
-        found: list[dict[str, Any]] = (await self.request("GET", path(plural, namespace), query))["items"]
-        return found
+    async def pages(
+        self, plural: str, namespace: str | None, items: int = PAGE_ITEMS, **query: str
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        """Objects, of all namespaces for None, at most so many at once; errors as `request`."""
+        most, token = items, ""
+        while True:
+            asked = {**query, "limit": items, **({"continue": token} if token else {})}
+            answer = await self._send("GET", path(plural, namespace), asked)
+            body = await _read(answer, PAGE_BYTES if items > 1 else None)
+            if body is None:
+                items = max(1, items // 8)
+                continue
+            page = parse(body)
+            yield page["items"]
+            token, items = page["metadata"].get("continue"), min(2 * items, most)
+            if not token:
+                return
 
     async def create(self, plural: str, namespace: str, body: Mapping[str, Any], **query: str) -> tuple[str, ...]:
         """Creates an object and returns what the API server warns of; errors as `request`."""
-        headers, _ = await self._answer("POST", path(plural, namespace), query, body)
-        found = (_WARNING.match(header) for header in headers.getall("Warning", ()))
+        answer = await self._send("POST", path(plural, namespace), query, body)
+        await answer.read()
+        found = (_WARNING.match(header) for header in answer.headers.getall("Warning", ()))
         return tuple(match["text"] for match in found if match is not None)
 
     async def replace_status(
@@ -70,16 +92,18 @@ class Objects:
         Raises:
             ApiException: the API server did not do it; its `body` says why.
         """
-        _, parsed = await self._answer(method, resource_path, query, body)
+        answer = await self._send(method, resource_path, query, body)
+        parsed: dict[str, Any] = parse(await answer.read())
         return parsed
 
-    async def _answer(
+    async def _send(
         self,
         method: str,
         resource_path: str,
-        query: Mapping[str, Any] | None,
-        body: Mapping[str, Any] | None,
-    ) -> tuple[CIMultiDictProxy[str], dict[str, Any]]:
+        query: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The client's answer, of which only the head was read; it has to be read or closed."""
         request = await self._api.param_serialize(
             method=method,
             resource_path=resource_path,
@@ -89,8 +113,22 @@ class Objects:
             auth_settings=["BearerToken"],
         )
         answer = await self._api.call_api(*request)
-        await answer.read()
-        return answer.headers, self._api.response_deserialize(answer, {"default": "object"}).data
+        if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+            await answer.read()
+            self._api.response_deserialize(answer, {"default": "str"})  # raises
+        return answer
+
+
+async def _read(answer: Any, most: int | None) -> bytes | None:
+    """The answer's body; None where it has more than `most` bytes."""
+    body = bytearray()
+    async with answer.response:
+        async for chunk in answer.response.content.iter_any():
+            body += chunk
+            if most is not None and len(body) > most:
+                answer.response.close()
+                return None
+    return bytes(body)
 
 
 def path(plural: str, namespace: str | None) -> str:

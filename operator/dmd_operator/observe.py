@@ -27,14 +27,20 @@ _OWN_LIMIT = re.compile(r"exceed(s|ed)\b.*\blimit\b")
 """What a kubelet says when a pod outgrew a limit of its own, and not when its node ran short."""
 
 
-def observe_job(job: Mapping[str, Any]) -> ObservedJob:
-    """A Job without its pods; for Jobs with the operator's labels only."""
+def observe_job(job: Mapping[str, Any]) -> ObservedJob | None:
+    """A Job without its pods; None for one whose labels name no attempt, as others may write them."""
     metadata, status = job["metadata"], job.get("status") or {}
+    labels = metadata.get("labels") or {}
+    try:
+        stage, attempt = Stage(labels.get(STAGE, "")), int(labels.get(ATTEMPT, ""))
+    except ValueError:
+        return None
     failed = _condition(status, "Failed")
     return ObservedJob(
         name=metadata["name"],
-        stage=Stage(metadata["labels"][STAGE]),
-        attempt=int(metadata["labels"][ATTEMPT]),
+        uid=metadata["uid"],
+        stage=stage,
+        attempt=attempt,
         created=_time(metadata["creationTimestamp"]),
         complete=_condition(status, "Complete") is not None,
         failed=f"{failed.get('reason', '')}: {failed.get('message', '')}" if failed is not None else None,
@@ -45,14 +51,18 @@ def observe_job(job: Mapping[str, Any]) -> ObservedJob:
     )
 
 
-def observe_pod(pod: Mapping[str, Any]) -> ObservedPod:
-    """A pod of an attempt; `ObservedPod.at` says whether its grace period is over."""
+def observe_pod(pod: Mapping[str, Any]) -> ObservedPod | None:
+    """A pod of an attempt; None for one without a number. `ObservedPod.at` says whether its grace period is over."""
     metadata, status = pod["metadata"], pod.get("status") or {}
+    try:
+        index = int((metadata.get("labels") or {}).get(INDEX, ""))
+    except ValueError:
+        return None
     ended = containers.trainer(status).state("terminated")
     result = _result(ended.get("message"))
     deleted, finished, started = metadata.get("deletionTimestamp"), ended.get("finishedAt"), status.get("startTime")
     return ObservedPod(
-        index=int((metadata.get("labels") or {}).get(INDEX, 0)),
+        index=index,
         phase=status.get("phase") or "Pending",
         exit_code=ended.get("exitCode"),
         reason=_why(ended) if result is None else None,
@@ -73,18 +83,18 @@ def observe_pod(pod: Mapping[str, Any]) -> ObservedPod:
 def with_pods(
     jobs: Iterable[ObservedJob], pods: Iterable[tuple[str, ObservedPod]], now: datetime
 ) -> tuple[ObservedJob, ...]:
-    """The Jobs with their pods as they are now.
+    """The Jobs with their pods as they are now; pods that no Job owns are nobody's, whatever their labels say.
 
     Args:
         jobs: as observed.
-        pods: each with the name of its Job.
+        pods: each with its owner's uid.
         now: the time.
     """
     of_job: dict[str, list[ObservedPod]] = {}
-    for job, pod in pods:
-        of_job.setdefault(job, []).append(pod.at(now))
+    for owner, pod in pods:
+        of_job.setdefault(owner, []).append(pod.at(now))
     return tuple(
-        replace(job, pods=tuple(sorted(of_job.get(job.name, ()), key=lambda pod: pod.index)))
+        replace(job, pods=tuple(sorted(of_job.get(job.uid, ()), key=lambda pod: pod.index)))
         for job in sorted(jobs, key=lambda job: job.created)
     )
 

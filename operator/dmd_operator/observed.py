@@ -77,6 +77,7 @@ class ObservedJob:
     """An attempt at a stage.
 
     Attributes:
+        uid: by which its pods name their owner.
         created: its creation time.
         complete: it has the condition Complete.
         failed: the message of its condition Failed, None without one.
@@ -98,6 +99,7 @@ class ObservedJob:
     failing: bool = False
     completions: int = 0
     has_service: bool | None = None
+    uid: str = ""
     pods: tuple[ObservedPod, ...] = ()
 
     @property

@@ -36,6 +36,31 @@ class Owner:
     namespace: str
     uid: str
 
+    def metadata(self, manifest: DMDDistillation, name: str, labels: dict[str, str]) -> dict[str, Any]:
+        """The metadata of a child, the user's labels and annotations among them.
+
+        Args:
+            manifest: the resource.
+            name: the child's.
+            labels: the operator's own.
+        """
+        owner: dict[str, Any] = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": manifest.metadata.name,
+            "uid": self.uid,
+        }
+        # A deletion in the foreground waits for the pods.
+        owner |= {"controller": True, "blockOwnerDeletion": True}
+        wanted = manifest.spec.metadata
+        return {
+            "name": name,
+            "namespace": self.namespace,
+            "labels": {**wanted.labels, **labels},
+            **({"annotations": wanted.annotations} if wanted.annotations else {}),
+            "ownerReferences": [owner],
+        }
+
 
 def attempt_objects(manifest: DMDDistillation, stage: Stage, attempt: int, owner: Owner) -> list[dict[str, Any]]:
     """The objects of an attempt in the order of their creation: workers find a Service that was there before them.
@@ -90,22 +115,7 @@ class _Attempt:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        owner = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "name": self.manifest.metadata.name,
-            "uid": self.owner.uid,
-            "controller": True,
-            # A deletion in the foreground waits for the pods.
-            "blockOwnerDeletion": True,
-        }
-        return {
-            "name": self.name,
-            "namespace": self.owner.namespace,
-            "labels": self.labels,
-            **self.annotations,
-            "ownerReferences": [owner],
-        }
+        return self.owner.metadata(self.manifest, self.name, self.labels)
 
     @property
     def role(self) -> Role:
@@ -267,15 +277,15 @@ def pod_settings(manifest: DMDDistillation, stage: Stage) -> PodSettings:
 
 
 def _without_resources(template: dict[str, Any]) -> dict[str, Any]:
+    """The template without its containers' resources; where there is no container, the API server says so."""
     spec = template.get("spec")
-    listed = spec.get("containers") if isinstance(spec, Mapping) else None
-    if not isinstance(spec, Mapping) or not isinstance(listed, list):
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("containers"), list):
         return template
     containers = [
         {field: value for field, value in container.items() if field != "resources"}
         if isinstance(container, Mapping)
         else container
-        for container in listed
+        for container in spec["containers"]
     ]
     return {**template, "spec": {**spec, "containers": containers}}
 

@@ -41,6 +41,13 @@ class Queue:
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._serve(key), name=f"{key.namespace}/{key.name}")
 
+    def drop(self, key: Key) -> None:
+        """Looks at `key` no more, until it is added again."""
+        self._woken.pop(key, None)
+        self._since.pop(key, None)
+        if (task := self._tasks.pop(key, None)) is not None:
+            task.cancel()
+
     async def close(self) -> None:
         """Ends all looks; one that is applying its decision is cut short, and the next look completes it."""
         tasks = list(self._tasks.values())

@@ -1,6 +1,5 @@
 """One look at one run: observes, decides, applies."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Iterable
@@ -19,12 +18,14 @@ from dmd_operator.attempts import refused
 from dmd_operator.cluster import Cluster, RefusedError, message_of
 from dmd_operator.decide import decide, unusable
 from dmd_operator.decision import Decision, Event
+from dmd_operator.isolation import network_policy
 from dmd_operator.manifests import read_manifest
 from dmd_operator.metrics import DECISION_SECONDS, LOOKS
 from dmd_operator.observe import with_pods
 from dmd_operator.observed import ObservedJob, ObservedPod
 from dmd_operator.pods import Owner, attempt_objects
 from dmd_operator.queue import Gone
+from dmd_operator.reading import REFUSED
 from dmd_operator.run import Run
 from dmd_operator.seen import Key, Seen
 from dmd_operator.settings import OperatorSettings
@@ -37,6 +38,10 @@ READ_ALL_EVERY = timedelta(minutes=3)
 _FIRST = (Stage.PREFLIGHT, 1)
 """The attempt that a run begins with."""
 _AT_ONCE = timedelta(milliseconds=100)
+
+
+class UnreadableError(Exception):
+    """A resource's status cannot be read, and must not be replaced by another one."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +110,20 @@ class Reconciler:
         seen.read_at = now
         seen.jobs = {job.name: job for job in jobs}
         seen.pods = {}
-        for job, pod in pods:
-            seen.saw_pod(job, pod)
+        for owner, pod in pods:
+            seen.saw_pod(owner, pod)
         return _View(resource, *seen.children())
 
     async def _decide(self, view: _View, now: datetime) -> tuple[Run | None, Decision]:
         """The run, None where the manifest cannot be used, and the decision about it."""
+        refused: dict[str, str] = view.resource.get(REFUSED) or {}
+        if "status" in refused:
+            raise UnreadableError(f"{refused['status']}: nothing is known of the run; delete the resource")
         status, unreadable = read_status(view.resource.get("status"))
         generation = view.resource["metadata"]["generation"]
+        if refused:
+            message = f"{'; '.join(refused.values())}: it is not looked at; make a new DMDDistillation with less in it"
+            return None, unusable(status, message, now, generation)
         try:
             manifest, resolved = read_manifest(view.resource, status, self._settings.defaults)
         except BadInputError as error:
@@ -132,15 +143,19 @@ class Reconciler:
         if decision.delete_resource:
             await self._cluster.delete_resource(resource)
             raise Gone
-        status = decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        status = decision.status.to_resource()
         if status != resource.get("status"):
             resource = await self._cluster.write_status(resource, status)
             self._seen.run(key).saw(resource)
         uid = resource["metadata"]["uid"]
-        await asyncio.gather(*(self._cluster.delete_attempt(key.namespace, name, uid) for name in decision.delete))
+        # One after the other: a run has as many of the operator's connections as any other, whatever it owns.
+        for name in decision.delete:
+            await self._cluster.delete_attempt(key.namespace, name, uid)
         if decision.create is not None and run is not None:
             owner = Owner(key.namespace, uid)
             try:
+                if self._settings.progress_from is not None:  # before there is a pod that it protects
+                    await self._cluster.create(network_policy(run.manifest, owner, self._settings.progress_from))
                 if decision.create == _FIRST:
                     await self._rehearse(key, resource, run.manifest, owner)
                 for child in attempt_objects(run.manifest, *decision.create, owner):
@@ -148,7 +163,8 @@ class Reconciler:
             except RefusedError as error:
                 announced = replace(run, status=decision.status)
                 return await self._apply(key, replace(view, resource=resource), run, refused(announced, str(error)))
-        await asyncio.gather(*(self._report(key, resource, event) for event in decision.events))
+        for event in decision.events:
+            await self._report(key, resource, event)
         return decision.again
 
     async def _rehearse(self, key: Key, resource: dict[str, Any], manifest: DMDDistillation, owner: Owner) -> None:
@@ -168,6 +184,8 @@ class Reconciler:
             await self._report(key, resource, Event("ApiServerWarning", warning, warning=True))
 
     async def _report(self, key: Key, resource: dict[str, Any], event: Event) -> None:
+        if not self._seen.run(key).allowances[event.reason].take(time.monotonic()):
+            return
         log.info("%s/%s: %s: %s", key.namespace, key.name, event.reason, event.message)
         try:
             await self._cluster.report(resource, event)

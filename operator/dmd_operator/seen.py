@@ -1,10 +1,12 @@
 """A cache of all runs as last seen: it may be behind, and lose anything at any time."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dmd_operator.allowance import Allowance
 from dmd_operator.observed import ObservedJob, ObservedPod
 
 
@@ -23,10 +25,11 @@ class SeenRun:
     Attributes:
         resource: None while only children were seen.
         jobs: by their names.
-        pods: by their names, each with its Job's name.
+        pods: by their names, each with its owner's uid.
         gone: Jobs that had completed when they were deleted, by their names: what is done stays done.
-        results: the last pod of each Job that had a result, which outlives it.
+        results: the last pod that had a result of each owner, by its uid, which outlives it.
         read_at: when all of it was last read from the API server at once.
+        allowances: of its events, by their reasons.
     """
 
     resource: dict[str, Any] | None = None
@@ -35,6 +38,7 @@ class SeenRun:
     gone: dict[str, ObservedJob] = field(default_factory=dict)
     results: dict[str, ObservedPod] = field(default_factory=dict)
     read_at: datetime | None = None
+    allowances: defaultdict[str, Allowance] = field(default_factory=lambda: defaultdict(Allowance))
 
     def saw(self, resource: Mapping[str, Any]) -> bool:
         """Remembers the resource, unless it is known as it is, or newer; returns whether it was remembered.
@@ -49,11 +53,11 @@ class SeenRun:
         self.resource = dict(resource)
         return True
 
-    def saw_pod(self, job: str, pod: ObservedPod) -> None:
-        """Remembers a pod of the Job of this name."""
-        self.pods[pod.name] = (job, pod)
+    def saw_pod(self, owner: str, pod: ObservedPod) -> None:
+        """Remembers a pod by the uid of its owner."""
+        self.pods[pod.name] = (owner, pod)
         if pod.index == 0 and pod.result is not None:
-            self.results[job] = pod
+            self.results[owner] = pod
 
     def saw_deleted(self, job: ObservedJob) -> None:
         """Forgets a Job that is gone, unless it had completed."""
@@ -61,15 +65,15 @@ class SeenRun:
         if job.complete:
             self.gone[job.name] = job
         else:
-            self.results.pop(job.name, None)
+            self.results.pop(job.uid, None)
 
     def children(self) -> tuple[list[ObservedJob], list[tuple[str, ObservedPod]]]:
-        """The Jobs and pods, each with its Job's name; with what is gone and must not be forgotten."""
-        jobs = {**self.gone, **self.jobs}
-        pods = list(self.pods.values())
-        there = {job for job, pod in pods if pod.index == 0}
-        kept = [(name, pod) for name, pod in self.results.items() if name not in there and name in jobs]
-        return list(jobs.values()), [*pods, *((name, pod) for name, pod in kept if jobs[name].complete)]
+        """The Jobs and pods, each with its owner's uid; with what is gone and must not be forgotten."""
+        jobs = list({**self.gone, **self.jobs}.values())
+        complete = {job.uid for job in jobs if job.complete}
+        there = {owner for owner, pod in self.pods.values() if pod.index == 0}
+        kept = [(owner, pod) for owner, pod in self.results.items() if owner in complete - there]
+        return jobs, [*self.pods.values(), *kept]
 
     def owns(self, uid: str | None) -> bool:
         """Returns whether this is the resource's uid."""
@@ -85,6 +89,15 @@ class Seen:
     def run(self, key: Key) -> SeenRun:
         """The run, which is empty where nothing was seen of it."""
         return self._runs.setdefault(key, SeenRun())
+
+    def known(self, key: Key) -> SeenRun | None:
+        """The run, where its resource was seen: a label that names none is no reason to remember anything."""
+        run = self._runs.get(key)
+        return run if run is not None and run.resource is not None else None
+
+    def in_namespace(self, namespace: str) -> list[Key]:
+        """The runs of a namespace."""
+        return [key for key in self._runs if key.namespace == namespace]
 
     def forget(self, key: Key) -> None:
         """Forgets a resource that is gone."""

@@ -1,6 +1,7 @@
 """The operator's settings: `DMD_OPERATOR_*`, which the chart's values become."""
 
 from datetime import timedelta
+from typing import Any
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -25,6 +26,11 @@ class OperatorSettings(BaseSettings):
     progress_seconds: float = Field(5, gt=0, description="How often a running attempt is asked for its progress.")
     progress_timeout_seconds: float = Field(2, gt=0, description="How long its answer is waited for.")
     concurrent_requests: int = Field(32, ge=1, description="Requests to the API server at the same time.")
+    progress_from: tuple[dict[str, Any], ...] | None = Field(
+        None,
+        description="Who may reach the trainers' progress port, as peers of a NetworkPolicy that keeps all others out; "
+        "none: no run gets a policy.",
+    )
     debug: bool = Field(False, description="Log every look at every run.")
 
     def for_decisions(self) -> Settings:

@@ -26,6 +26,7 @@ ASKED = {
     *(("", "pods", verb) for verb in ("list", "watch")),
     *(("", "services", verb) for verb in ("get", "list", "create", "delete")),
     ("events.k8s.io", "events", "create"),
+    *(("networking.k8s.io", "networkpolicies", verb) for verb in ("get", "create")),
 }
 # A right that an admission plugin looks for, and nobody uses: children that block their owner's deletion need it.
 HELD = {(GROUP, "dmddistillations/finalizers", "update")}

@@ -7,10 +7,13 @@ import pytest
 
 from dmd_api.apps import PROGRESS_PORT
 from dmd_api.crd import crd
+from dmd_api.labels import DISTILLATION
 from dmd_api.loading import parse_manifest
 from dmd_api.stages import Stage
+from dmd_operator.isolation import network_policy
 from dmd_operator.pods import Owner, attempt_objects
-from tests.chart.helm import NAMESPACE, Object, of_kind, only, render
+from tests.chart.helm import NAMESPACE, RELEASE, Object, of_kind, only, render
+from tests.chart.test_values import settings
 
 EVERYTHING: dict[str, Any] = {
     "commonLabels": {"team": "images"},
@@ -42,12 +45,12 @@ NOTHING: dict[str, Any] = {
     "serviceAccount": {"create": False, "name": "given"},
     "podDisruptionBudget": {"enabled": False},
     "metrics": {"service": {"enabled": False}},
+    "networkPolicy": {"enabled": False},
 }
 COMBINATIONS = {
     "as it is": {},
     "everything": EVERYTHING,
     "the least": NOTHING,
-    "a policy for all namespaces": {"networkPolicy": {"enabled": True}},
     "no pod for now": {"replicaCount": 0, "resources": {}},
 }
 
@@ -231,40 +234,38 @@ def test_the_disruption_budget_is_for_the_operators_pods() -> None:
     assert selects(budget["selector"], only(objects, "Deployment")["spec"]["template"]["metadata"]["labels"])
 
 
-@pytest.mark.parametrize(
-    ("values", "namespaces"),
-    [
-        ({}, {NAMESPACE}),
-        ({"watchNamespaces": ["team-a", "team-b"]}, {"team-a", "team-b"}),
-        ({"networkPolicy": {"namespaces": ["team-c"]}}, {"team-c"}),
-    ],
-    ids=["all", "chosen", "named"],
-)
-def test_each_namespace_gets_its_policy(values: dict[str, Any], namespaces: set[str]) -> None:
-    enabled = {**values, "networkPolicy": {"enabled": True, **values.get("networkPolicy", {})}}
-    policies = of_kind(render(enabled), "NetworkPolicy")
-    assert {p["metadata"]["namespace"] for p in policies if p["metadata"]["name"].endswith("-trainers")} == namespaces
-
-
-def test_trainers_hear_each_other_on_all_ports_and_the_operator_on_one() -> None:
-    objects = render(EVERYTHING)
-    policies = [p for p in of_kind(objects, "NetworkPolicy") if p["metadata"]["namespace"] == "team-a"]
-    (policy,) = (policy["spec"] for policy in policies)
-    trainer, operator = trainer_pod(), only(objects, "Deployment")["spec"]["template"]
+def test_a_runs_pods_hear_each_other_on_all_ports_and_the_operator_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, operator = trainer_pod(), pod(EVERYTHING)
+    peers = settings(EVERYTHING, monkeypatch).progress_from
+    assert peers is not None
+    policy = network_policy("run", Owner("team-a", "uid"), peers)["spec"]
     assert selects(policy["podSelector"], trainer["metadata"]["labels"])
     assert not selects(policy["podSelector"], operator["metadata"]["labels"])
-    between, progress, metrics = policy["ingress"]
-    assert "ports" not in between
-    (peer,) = between["from"]
-    assert peer.keys() == {"podSelector"}  # in the same namespace only
-    assert selects(peer["podSelector"], trainer["metadata"]["labels"])
-    (peer,) = progress["from"]
-    assert selects(peer["podSelector"], operator["metadata"]["labels"])
-    assert selects(peer["namespaceSelector"], {"kubernetes.io/metadata.name": NAMESPACE})
-    assert metrics["from"] == EVERYTHING["networkPolicy"]["metricsFrom"]
-    # The policy names the port as the pods do.
-    ports = {port["name"]: port["containerPort"] for port in trainer["spec"]["containers"][0]["ports"]}
-    assert [ports[port["port"]] for rule in (progress, metrics) for port in rule["ports"]] == [PROGRESS_PORT] * 2
+    assert not selects(policy["podSelector"], {**trainer["metadata"]["labels"], DISTILLATION: "another"})
+    between, progress = policy["ingress"]
+    assert between == {"from": [{"podSelector": policy["podSelector"]}]}, "of the same namespace only, at all ports"
+    asks, *metrics = progress["from"]
+    assert selects(asks["podSelector"], operator["metadata"]["labels"])
+    assert selects(asks["namespaceSelector"], {"kubernetes.io/metadata.name": NAMESPACE})
+    assert metrics == EVERYTHING["networkPolicy"]["metricsFrom"]
+    assert [port["port"] for port in progress["ports"]] == [PROGRESS_PORT]
+
+
+def test_nobody_but_the_operator_reads_progress_unless_the_values_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = settings({}, monkeypatch).progress_from
+    assert peers is not None
+    assert len(peers) == 1
+    (only_between,) = network_policy("run", Owner("team-a", "uid"), [])["spec"]["ingress"]
+    assert "ports" not in only_between, "a rule without peers would be for everyone"
+
+
+def test_a_value_turns_the_policies_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    off = {"networkPolicy": {"enabled": False}}
+    assert settings(off, monkeypatch).progress_from is None
+    objects = render(off)
+    assert not of_kind(objects, "NetworkPolicy")
+    (role,) = (r for r in of_kind(objects, "ClusterRole") if r["metadata"]["name"] == RELEASE)
+    assert not {what for what in granted(role["rules"]) if what[1] == "networkpolicies"}
 
 
 def test_aggregated_roles_let_users_see_and_make_distillations() -> None:

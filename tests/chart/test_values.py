@@ -17,7 +17,7 @@ from tests.cluster.processes import ClusterError
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 # Settings that are no matter of taste: the chart knows them, or the pod's name says them.
-OWN = {"namespaces", "defaults", "lease_name", "lease_namespace", "identity", "port"}
+OWN = {"namespaces", "defaults", "lease_name", "lease_namespace", "identity", "port", "progress_from"}
 
 
 def leaves(values: Any, path: str = "") -> Iterator[str]:

@@ -143,6 +143,12 @@ def test_numbers_of_a_stage_are_not_shown_as_the_next_ones() -> None:
     assert progress_of(status.model_copy(update={"ended_attempt": 1}), NOW).eta_seconds is None
 
 
+def test_a_loss_that_is_not_finite_is_shown_as_such() -> None:
+    written = {"stage": "distill", "attempt": 1, "losses": {"fake_score": None, "regression": 0.5}}
+    progress = progress_of(RunStatus.model_validate(written), NOW)
+    assert "fake nan · reg 0.5" in describe(progress)
+
+
 def test_the_time_of_the_next_attempt_is_shown_in_local_time() -> None:
     at = NOW + timedelta(seconds=40)
     status = RunStatus(stage=Stage.DISTILL, attempt=1, ended_attempt=1, next_attempt_time=at)

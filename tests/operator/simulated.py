@@ -60,7 +60,8 @@ class Pods:
             try:
                 async with watch.Watch() as events:
                     async for event in events.stream(listing, label_selector=DISTILLATION, timeout_seconds=300):
-                        handle(event["type"], event["raw_object"], seen, tasks)
+                        if event["raw_object"]["metadata"].get("ownerReferences"):  # not a stranger's
+                            handle(event["type"], event["raw_object"], seen, tasks)
             except (client.ApiException, aiohttp.ClientError, OSError):
                 await asyncio.sleep(0.1)
 

@@ -60,7 +60,7 @@ def asked(audit_log: Path) -> dict[tuple[str, str, str], set[int]]:
 def test_rights_are_what_is_asked_for_and_nothing_more(api: ControlPlane, installed: Path, tmp_path: Path) -> None:
     """Everything that an operator does is made to happen, or a right would seem to be unused."""
     kubectl = api.kubectl
-    lease = {"lease_namespace": SYSTEM, "lease_name": RELEASE, "lease_seconds": "4"}
+    lease = {"lease_namespace": SYSTEM, "lease_name": RELEASE, "lease_seconds": "4", "progress_from": "[]"}
     # Names that are taken: it looks whose they are.
     for kind in ("service", "job"):
         taken: dict[str, Any] = {

@@ -32,17 +32,19 @@ def exited(code: int, name: str = CONTAINER, at: str = EARLIER, **fields: Any) -
 
 
 def pod(phase: str, *containers: dict[str, Any], index: int = 0, **status: Any) -> ObservedPod:
-    return observe_pod(
+    observed = observe_pod(
         {
             "metadata": {"name": f"run-distill-1-{index}", "labels": {INDEX: str(index)}},
             "status": {"phase": phase, "containerStatuses": list(containers), "startTime": EARLIER, **status},
         }
     )
+    assert observed is not None
+    return observed
 
 
 def look(*pods: ObservedPod, stage: Stage = Stage.DISTILL, **known: Any) -> Decision:
     status = RunStatus(**{"stage": stage, "attempt": 1, "start_time": NOW, "active_since": NOW, **known})
-    jobs = with_pods([job(stage, 1, completions=max(len(pods), 1))], [(f"run-{stage}-1", one) for one in pods], NOW)
+    jobs = with_pods([job(stage, 1, completions=max(len(pods), 1))], [("", one) for one in pods], NOW)
     return decide(Run(manifest(), status, jobs, NOW))
 
 

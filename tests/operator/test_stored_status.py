@@ -37,7 +37,7 @@ FOREIGN = [{**PASSED, "type": f"Foreign{n}"} for n in range(32)]
         {"activeSeconds": 1e300},
         {"activeSeconds": -1},
         {"step": 10**30},
-        {"losses": {"fake_score": "nan"}},
+        {"losses": {"fake_score": "much"}},
         {"losses": 7},
         {"resolved": {"storage": {"uri": 7}}},
         {"conditions": [{"type": "Healthy"}]},

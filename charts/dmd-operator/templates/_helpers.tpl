@@ -62,3 +62,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- toJson $defaults }}
 {{- end }}
+
+{{/* Who may reach the trainers' progress port: the operator, which asks for it, and Prometheus, which reads metrics there. */}}
+{{- define "dmd-operator.progressFrom" -}}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) }}
+{{- $pods := dict "matchLabels" (include "dmd-operator.selectorLabels" . | fromYaml) }}
+{{- prepend .Values.networkPolicy.metricsFrom (dict "namespaceSelector" $namespace "podSelector" $pods) | toJson }}
+{{- end }}

@@ -1,6 +1,5 @@
 """Runs a stage on torchx's local scheduler, and leaves it time for a checkpoint when it is stopped."""
 
-import json
 import os
 import signal
 import socket
@@ -14,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pydantic import ValidationError
 from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler, Opts
 from torchx.specs import macros
 
@@ -169,8 +167,8 @@ def read_progress(address: str) -> Progress | None:
     """Rank 0's progress; None while it does not serve any."""
     try:
         with urllib.request.urlopen(f"http://{address}/progress", timeout=1) as response:
-            return Progress.model_validate(json.load(response))
-    except (urllib.error.URLError, OSError, ValueError, ValidationError):
+            return Progress.from_answer(response.read())
+    except (urllib.error.URLError, OSError, ValueError):
         return None
 
 
