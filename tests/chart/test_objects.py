@@ -9,6 +9,7 @@ from dmd_api.apps import PROGRESS_PORT
 from dmd_api.crd import crd
 from dmd_api.labels import DISTILLATION
 from dmd_api.loading import parse_manifest
+from dmd_api.manifest import DMDDistillation
 from dmd_api.stages import Stage
 from dmd_operator.isolation import network_policy
 from dmd_operator.pods import Owner, attempt_objects
@@ -66,8 +67,8 @@ def granted(rules: list[Object]) -> set[tuple[str, str, str]]:
     }
 
 
-def trainer_pod() -> Object:
-    manifest = parse_manifest(
+def run() -> DMDDistillation:
+    return parse_manifest(
         {
             "apiVersion": "dmd-operator.io/v1alpha1",
             "kind": "DMDDistillation",
@@ -82,7 +83,10 @@ def trainer_pod() -> Object:
             },
         }
     )
-    job, _ = attempt_objects(manifest, Stage.DISTILL, 1, Owner("team-a", "uid"))
+
+
+def trainer_pod() -> Object:
+    _, job = attempt_objects(run(), Stage.DISTILL, 1, Owner("team-a", "uid"))
     return job["spec"]["template"]
 
 
@@ -238,7 +242,7 @@ def test_a_runs_pods_hear_each_other_on_all_ports_and_the_operator_on_one(monkey
     trainer, operator = trainer_pod(), pod(EVERYTHING)
     peers = settings(EVERYTHING, monkeypatch).progress_from
     assert peers is not None
-    policy = network_policy("run", Owner("team-a", "uid"), peers)["spec"]
+    policy = network_policy(run(), Owner("team-a", "uid"), peers)["spec"]
     assert selects(policy["podSelector"], trainer["metadata"]["labels"])
     assert not selects(policy["podSelector"], operator["metadata"]["labels"])
     assert not selects(policy["podSelector"], {**trainer["metadata"]["labels"], DISTILLATION: "another"})
@@ -255,7 +259,7 @@ def test_nobody_but_the_operator_reads_progress_unless_the_values_say_so(monkeyp
     peers = settings({}, monkeypatch).progress_from
     assert peers is not None
     assert len(peers) == 1
-    (only_between,) = network_policy("run", Owner("team-a", "uid"), [])["spec"]["ingress"]
+    (only_between,) = network_policy(run(), Owner("team-a", "uid"), [])["spec"]["ingress"]
     assert "ports" not in only_between, "a rule without peers would be for everyone"
 
 
