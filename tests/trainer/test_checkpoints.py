@@ -42,7 +42,12 @@ def checkpointer(folder: Path, messages: list[str], attempt: int = 1, keep: int 
 
 
 def state(value: float) -> dict[str, Any]:
-    return {"network": {"weight": torch.full((3, 2), value)}, "optimizer": {"step": torch.tensor(value)}}
+    """As an optimiser's, not of tensors alone."""
+    groups = [{"lr": value, "betas": (0.9, 0.99), "foreach": None, "fused": False, "params": ["a", "b"]}]
+    return {
+        "network": {"weight": torch.full((3, 2), value)},
+        "optimizer": {"step": torch.tensor(value), "groups": groups},
+    }
 
 
 def save(folder: Path, messages: list[str], steps: list[int], **options: int) -> None:
@@ -71,6 +76,7 @@ def test_the_newest_is_loaded_and_older_ones_are_deleted(tmp_path: Path, message
     assert manifest is not None
     assert (manifest["step"], manifest["extra"]) == (30, {"note": 30})
     assert torch.equal(found["network"]["weight"], torch.full((3, 2), 30.0))
+    assert found["optimizer"]["groups"] == state(30.0)["optimizer"]["groups"]
     assert messages == []
 
 
@@ -180,8 +186,10 @@ def replace_index(folder: Path, change: Callable[[Any], Any]) -> Path:
 
 
 def as_bytes(index: Any) -> Any:
-    """Says that a tensor is a pickled object, which torch's own planner would unpickle."""
+    """Says that a tensor is another value, which torch's own planner would unpickle."""
     index.state_dict_metadata = dict.fromkeys(index.state_dict_metadata, BytesStorageMetadata())
+    for place in index.storage_data.values():
+        place.offset, place.length = 0, 10_000
     return index
 
 
@@ -204,7 +212,7 @@ def elsewhere(name: str) -> Callable[[Any], Any]:
             lambda index: dataclasses.replace(index, planner_data=Payload(Path("it-was-run"))),
             "pathlib.Path.touch, which was not",
         ),
-        (as_bytes, "BytesStorageMetadata, which was not run"),
+        (as_bytes, "Weights only load failed"),
         (elsewhere("/etc/hostname"), "not a path below a folder"),
         (elsewhere("../step-000010-attempt-1/__0_0.distcp"), "not a path below a folder"),
         (elsewhere("other.distcp"), "other.distcp is missing"),

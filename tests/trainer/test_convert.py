@@ -194,6 +194,15 @@ def test_a_pickle_within_a_tensor_is_not_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+def test_modules_that_contain_each_other_are_refused(tmp_path: Path) -> None:
+    network, circle = made("ddpmpp"), torch.nn.Sequential()
+    circle._modules["itself"] = circle
+    network.model.circle = circle
+    published.save_published({"ema": network}, tmp_path / "circle.pkl")
+    with pytest.raises(BadInputError, match="contain each other"):
+        convert_edm(tmp_path / "circle.pkl", tmp_path / "teacher")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -71,7 +71,13 @@ NEEDLESS = {
     "samples/a.png": "a picture",
 }
 OTHER = {"a.parquet": "rows", "pytorch_model.bin": "weights", "images/a.png": "a picture"}
-REPOSITORIES = {"owner/pipeline": PIPELINE | NEEDLESS, "owner/other": OTHER | {"tf_model.h5": "weights"}}
+CLIMBING = {"../../../../up.txt": "outside"}
+REPOSITORIES = {
+    "owner/pipeline": PIPELINE | NEEDLESS,
+    "owner/other": OTHER | {"tf_model.h5": "weights"},
+    "owner/climbing": CLIMBING,
+    "owner/torn": {"model_index.json": "{"},
+}
 
 
 @contextmanager
@@ -141,6 +147,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from dmd_api.errors import BadInputError
 from dmd_trainer.runtime.fetch import local_path
 
 together = Barrier(2, timeout=60)
@@ -154,6 +161,12 @@ def rank(_):
 
 with ThreadPoolExecutor(2) as pool:
     print(json.dumps(list(pool.map(rank, range(2)))))
+
+for name in ("climbing", "torn"):
+    try:
+        local_path(f"hf://owner/{name}", Path())
+    except BadInputError as error:
+        print(error.message)
 """
 
 
@@ -165,12 +178,15 @@ def test_of_a_pipeline_what_diffusers_loads_is_downloaded_once_a_node(tmp_path: 
         command = [sys.executable, "-c", RANKS, *uris]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    first, second = json.loads(done.stdout.splitlines()[-1])
+    *_, found, climbing, torn = done.stdout.splitlines()
+    assert climbing.startswith("hf://owner/climbing: its files cannot be taken")
+    assert torn.startswith("hf://owner/torn: its files cannot be taken")
+    first, second = json.loads(found)
     assert first == second
     for folder, expected in zip(map(Path, first), (PIPELINE, OTHER), strict=True):
         found = {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
         assert found == expected
-    assert downloads == dict.fromkeys([*PIPELINE, *OTHER], 1)
+    assert downloads == dict.fromkeys([*PIPELINE, *OTHER], 1) | {"model_index.json": 2}  # the torn one's, too
 
 
 @contextmanager

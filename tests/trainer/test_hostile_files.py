@@ -4,6 +4,9 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +35,7 @@ from dmd_trainer.publishing.registry import check_reachable
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.fetch import ASSETS, local_path
 from dmd_trainer.runtime.storage import open_storage
-from dmd_trainer.training.best import load_best
+from dmd_trainer.training.best import BestGenerator, load_best
 from dmd_trainer.training.checkpoints import Checkpointer
 from dmd_trainer.training.history import read_history
 from dmdctl.model.sample import sample_model
@@ -147,6 +150,8 @@ def read_storage(uri: str, scratch: Path) -> None:
     with suppress(DMDError):
         load_best(storage)
     context = StageContext(Stage.DISTILL, parse_manifest(MANIFEST), "run", 2, storage, storage, scratch=scratch)
+    with suppress(DMDError):
+        BestGenerator(storage)
     Checkpointer(context).load_newest({})
     read_history(storage)
 
@@ -180,11 +185,21 @@ def test_no_field_runs_what_it_names(field: str, sd: Path, tmp_path: Path, marke
     files = write_payloads(tmp_path / "files", marker)
     for model in (sd, ASSETS / "emoji-clip"):
         poison(shutil.copytree(model, tmp_path / "models" / model.name), marker)
-    places = [*files, tmp_path / "files", *(tmp_path / "models").iterdir()]
+    for number, file in enumerate(files):
+        for name in (".metadata", "__0_0.distcp", "manifest.json"):
+            copy(file, tmp_path / "run" / "checkpoints" / f"step-{number:06d}-attempt-1" / name)
+    for name in ("generator/best.json", "history.json", "report.json", "pairs/shard-00000.safetensors"):
+        copy(files[0], tmp_path / "run" / name)
+    places = [*files, tmp_path / "files", tmp_path / "run", *(tmp_path / "models").iterdir()]
     for number, place in enumerate(places):
         with suppress(DMDError):  # anything else fails the test
             READERS[field](place.as_uri(), tmp_path / "scratch" / str(number))
         assert not marker.exists(), place
+
+
+def copy(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, target)
 
 
 def test_the_payload_would_run(tmp_path: Path) -> None:
@@ -330,3 +345,20 @@ def test_a_uri_that_climbs_is_refused(uri: str, tmp_path: Path) -> None:
     if uri.startswith(("s3", "pvc")):
         with pytest.raises(BadInputError, match=r"segment|backslash"):
             open_storage(uri)
+
+
+@pytest.mark.parametrize("image", ["operator", "trainer"])
+def test_an_image_takes_no_module_from_where_others_write(image: str, tmp_path: Path) -> None:
+    """HOME, which a source's files lie in, and the working directory."""
+    environment = (Path(__file__).parents[2] / "images" / image / "Dockerfile").read_text().rpartition("ENV ")[2]
+    settings = dict(line.strip(" \\").split("=", 1) for line in environment.splitlines() if "=" in line)
+    user = Path(sysconfig.get_path("purelib", f"{os.name}_user", {"userbase": str(tmp_path / ".local")}))
+    user.mkdir(parents=True)
+    for place in (user, tmp_path):
+        (place / "dmd_hostile.py").write_text("")
+    given = {"HOME": str(tmp_path)} | {k: v for k, v in settings.items() if k in ("PYTHONSAFEPATH", "PYTHONNOUSERSITE")}
+    python = getattr(sys, "_base_executable", sys.executable)  # a virtual environment has no user's modules anyway
+    for variables, expected in (({"HOME": str(tmp_path)}, 0), (given, 1)):
+        command = [python, "-c", "import dmd_hostile"]
+        done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, timeout=60)
+        assert done.returncode == expected

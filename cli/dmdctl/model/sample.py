@@ -155,11 +155,13 @@ def _load(model: str, tracking: str | None) -> _Generator:
             f"{model}: cannot be loaded from {uri} ({reason}); check the name and --tracking"
         ) from error
     check_source(local, model)
-    flavor = yaml.safe_load((local / "MLmodel").read_text())["flavors"]["python_function"]
-    if "pipeline" not in (flavor.get("artifacts") or {}):
-        raise BadInputError(f"{model}: is not a generator that dmd-operator registered")
-    pipeline = below(local, flavor["artifacts"]["pipeline"]["path"], f"{model}: MLmodel")
-    return _Generator(pipeline, flavor.get("config") or {})
+    try:
+        flavor = yaml.safe_load((local / "MLmodel").read_text())["flavors"]["python_function"]
+        path, arguments = flavor["artifacts"]["pipeline"]["path"], flavor.get("config") or {}
+        pipeline = below(local, path, f"{model}: MLmodel")
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise BadInputError(f"{model}: is not a generator that dmd-operator registered") from error
+    return _Generator(pipeline, arguments)
 
 
 def _labels(text: str | None) -> list[int]:

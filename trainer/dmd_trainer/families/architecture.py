@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # configurations are read without torch, networks are built w
 
 KNOWN = tuple(PUBLISHED)
 """The names that the annotation `dmd-operator.io/architecture` may have."""
+LONGEST_HEADER = 100_000_000
+"""The safetensors library's own bound, in bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +132,11 @@ def read_architecture(directory: Path) -> Architecture:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: cannot be read ({error}); is the teacher in diffusers format?") from error
+    if not isinstance(content, dict):
+        raise BadInputError(f"{path}: is not a JSON object; is the teacher in diffusers format?")
     return content
 
 
@@ -142,6 +146,10 @@ def _weights(folder: Path) -> list[Path]:
 
 def _count_parameters(path: Path) -> int:
     """How many numbers a safetensors file holds, from its header alone."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, LONGEST_HEADER)))
+        return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInputError(f"{path}: is no safetensors file ({type(error).__name__}); replace it") from error

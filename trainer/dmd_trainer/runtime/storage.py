@@ -4,13 +4,14 @@ No reader ever sees half an object: files are renamed into place, and S3 shows a
 A key that is found in a storage is data, as all that is there: none leads out of it.
 """
 
+import json
 import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmd_api import runtime
 from dmd_api.errors import BadInputError, InfrastructureError
@@ -59,6 +60,20 @@ class Storage(ABC):
             KeyNotFoundError: there is none.
             InfrastructureError: the storage does not answer.
         """
+
+    def read_json(self, key: str) -> dict[str, Any]:
+        """The object's content, a JSON object.
+
+        Raises:
+            BadInputError: it is none; errors of `read` besides.
+        """
+        try:
+            content = json.loads(self.read(key))
+        except (ValueError, RecursionError) as error:
+            raise BadInputError(f"{self.uri_of(key)}: is no JSON ({error}); remove it") from error
+        if not isinstance(content, dict):
+            raise BadInputError(f"{self.uri_of(key)}: is no JSON object; remove it")
+        return content
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:

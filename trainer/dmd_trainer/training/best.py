@@ -28,7 +28,7 @@ class BestGenerator:
 
     def __init__(self, storage: Storage, *, writes: bool = True) -> None:
         self._storage, self._writes = storage, writes
-        index = json.loads(storage.read(INDEX)) if writes and storage.exists(INDEX) else {}
+        index = storage.read_json(INDEX) if writes and storage.exists(INDEX) else {}
         index = broadcast_json(index)
         self.step: int | None = index.get("step")
         self.fid: float | None = index.get("fid")
@@ -60,8 +60,9 @@ def load_best(storage: Storage) -> tuple[dict[str, Any], dict[str, Tensor]]:
     remedy = "run the distill stage again: it goes on from the last checkpoint"
     if not storage.exists(INDEX):
         raise BadInputError(f"{storage.uri_of(INDEX)}: missing; {remedy}")
-    index: dict[str, Any] = json.loads(storage.read(INDEX))
-    content = storage.read(index["file"]) if storage.exists(index["file"]) else b""
-    if hashlib.sha256(content).hexdigest() != index["sha256"]:
-        raise BadInputError(f"{storage.uri_of(index['file'])}: missing or damaged; {remedy}")
+    index = storage.read_json(INDEX)
+    file = str(index.get("file"))
+    content = storage.read(file) if storage.exists(file) else b""
+    if hashlib.sha256(content).hexdigest() != index.get("sha256"):
+        raise BadInputError(f"{storage.uri_of(file)}: missing or damaged; {remedy}")
     return index, load(content)

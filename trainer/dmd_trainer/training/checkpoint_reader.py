@@ -1,14 +1,17 @@
-"""Reads what torch.distributed.checkpoint wrote: tensors, by an index that is unpickled without running it"""
+"""Reads what torch.distributed.checkpoint wrote: tensors and plain values, from pickles of which nothing is run"""
 
 import pickle
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
 
 from dmd_api.paths import below
 
@@ -20,6 +23,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
     for kind in (
         Metadata,
         StorageMeta,
+        BytesStorageMetadata,
         metadata.ChunkStorageMetadata,
         metadata.MetadataIndex,
         metadata.TensorProperties,
@@ -34,8 +38,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
     "pathlib.PosixPath": PurePosixPath,
     "pathlib._local.PosixPath": PurePosixPath,
 }
-"""All that an index of tensors is made of, besides element types. Not `BytesStorageMetadata`: what it stands for would
-be unpickled."""
+"""All that an index is made of, besides element types."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -50,7 +53,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_index(folder: Path) -> Metadata:
-    """The index of a checkpoint.
+    """The index of a checkpoint, whose values other than tensors can all be read.
 
     Args:
         folder: a local copy.
@@ -61,15 +64,29 @@ def read_index(folder: Path) -> Metadata:
     try:
         with (folder / INDEX).open("rb") as file:
             index = _Unpickler(file).load()
-        for place in index.storage_data.values():
-            if not below(folder, place.relative_path, INDEX).is_file():
+        for item, place in index.storage_data.items():
+            file_of = below(folder, place.relative_path, INDEX)
+            if not file_of.is_file():
                 raise ValueError(f"{place.relative_path} is missing")
+            if isinstance(index.state_dict_metadata[item.fqn], BytesStorageMetadata):
+                with file_of.open("rb") as file:
+                    file.seek(place.offset)
+                    _plain(BytesIO(file.read(place.length)))
     except Exception as error:  # pickle raises nearly anything at what is none
-        raise ValueError(f"{INDEX}: {str(error) or type(error).__name__}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{INDEX}: {reason}") from error
     if not isinstance(index, Metadata):
         raise ValueError(f"{INDEX} is no index")
     index.storage_meta = StorageMeta()
     return index
+
+
+def _plain(content: BytesIO) -> BytesIO:
+    """The same value, pickled here: of tensors, numbers, texts and containers alone."""
+    harmless = BytesIO()
+    torch.save(torch.load(content, map_location="cpu", weights_only=True), harmless)
+    harmless.seek(0)
+    return harmless
 
 
 class CheckpointReader(FileSystemReader):
@@ -78,3 +95,11 @@ class CheckpointReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The checkpoint's index; errors as `read_index`."""
         return read_index(Path(self.path))
+
+
+class CheckpointPlanner(DefaultLoadPlanner):
+    """torch.distributed.checkpoint's, which runs the pickles of values that are no tensors."""
+
+    def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
+        """Takes a value up into the state."""
+        super().load_bytes(read_item, _plain(value))

@@ -31,7 +31,7 @@ from dmd_trainer.distributed.collectives import (
     rank_and_world_size,
 )
 from dmd_trainer.runtime.context import StageContext
-from dmd_trainer.training.checkpoint_reader import INDEX, CheckpointReader, read_index
+from dmd_trainer.training.checkpoint_reader import INDEX, CheckpointPlanner, CheckpointReader, read_index
 
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"checkpoints/(step-(\d{1,12})-attempt-(\d{1,12}))/([^/]+)")
@@ -203,7 +203,7 @@ def _load(state: dict[str, Any], folder: Path) -> None:
     """Loads a checkpoint into `state`, each rank what it needs of it, without the pickles that ranks would exchange."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
-        load(state, storage_reader=CheckpointReader(folder), no_dist=True)
+        load(state, storage_reader=CheckpointReader(folder), planner=CheckpointPlanner(), no_dist=True)
 
 
 def _own_group() -> dist.ProcessGroup | None:

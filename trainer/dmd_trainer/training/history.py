@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dmd_api.errors import BadInputError
 from dmd_trainer.runtime.storage import Storage
 
 HISTORY = "history.json"
@@ -37,5 +38,12 @@ class History:
 
 
 def read_history(storage: Storage) -> History:
-    """The history of a training that has ended."""
-    return History(**json.loads(storage.read(HISTORY)))
+    """The history of a training that has ended.
+
+    Raises:
+        BadInputError: there is none, or it is something else.
+    """
+    try:
+        return History(**storage.read_json(HISTORY))
+    except TypeError as error:
+        raise BadInputError(f"{storage.uri_of(HISTORY)}: is no history ({error}); distil again") from error

@@ -111,6 +111,8 @@ def convert_edm(source: Path, out: Path) -> Converted:
     except BadInputError as error:
         message = error.message if error.message.startswith(str(source)) else f"{source}: {error.message}"
         raise BadInputError(message) from error
+    except RecursionError as error:
+        raise BadInputError(f"{source}: its modules contain each other; download it again") from error
     try:
         _save(network, sigma_data, source, out)
     except OSError as error:
