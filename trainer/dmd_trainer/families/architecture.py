@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmd_api.errors import BadInputError
+from dmd_api.parsing import LARGEST_JSON, parse_json, read_json_object
 from dmd_trainer.families.family import Family
 from dmd_trainer.families.table import NETWORKS, PUBLISHED, find_family
 
@@ -130,10 +131,9 @@ def read_architecture(directory: Path) -> Architecture:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read ({error}); is the teacher in diffusers format?") from error
-    return content
+        return read_json_object(path)
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: missing; is the teacher in diffusers format?") from error
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -143,5 +143,9 @@ def _weights(folder: Path) -> list[Path]:
 def _count_parameters(path: Path) -> int:
     """How many numbers a safetensors file holds, from its header alone."""
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        length = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(min(length, LARGEST_JSON + 1)), f"{path}: header")
+    try:
+        return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadInputError(f"{path}: has no header of safetensors; save the teacher again") from error
