@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from dmd_api.labels import DISTILLATION
 from dmd_api.manifest import API_VERSION, KIND
 from dmd_api.runtime import Progress
+from dmd_api.text import neutral
 from dmd_operator.decision import Event
 from dmd_operator.objects import Objects
 from dmd_operator.observe import observe_job, observe_pod
@@ -142,9 +143,9 @@ class Cluster:
                 "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
                 "eventTime": datetime.now(UTC).isoformat(timespec="microseconds"),
                 "type": "Warning" if event.warning else "Normal",
-                "reason": event.reason,
-                "action": event.reason,
-                "note": event.message.encode()[:_EVENT_BYTES].decode(errors="ignore"),
+                "reason": neutral(event.reason),
+                "action": neutral(event.reason),
+                "note": neutral(event.message, "\n").encode()[:_EVENT_BYTES].decode(errors="ignore"),
                 "reportingController": "dmd-operator.io/dmd-operator",
                 "reportingInstance": FIELD_MANAGER,
                 "regarding": regarding,

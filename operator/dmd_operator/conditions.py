@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from dmd_api.status import Condition, ConditionStatus, RunStatus
+from dmd_api.text import neutral
 
 
 def mark(
@@ -20,8 +21,8 @@ def mark(
     condition = Condition(
         type=kind,
         status=value,
-        reason=reason,
-        message=message,
+        reason=neutral(reason),  # of pods and nodes, as much of the message is
+        message=neutral(message, "\n"),
         observed_generation=generation,
         last_transition_time=before.last_transition_time if before is not None and before.status == value else now,
     )

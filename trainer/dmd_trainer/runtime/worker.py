@@ -17,6 +17,7 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import parse_manifest
 from dmd_api.runtime import StageError, StageResult
 from dmd_api.stages import Stage
+from dmd_api.text import neutral
 from dmd_trainer.distributed.collectives import local_rank, start_process_group
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.launcher import RESULTS, end_with_parent
@@ -30,7 +31,9 @@ LOST_PEER = ("connection closed by peer", "connection reset", "connection refuse
 def main() -> ExitCode:
     """Runs this worker's part of the stage named on the command line."""
     stage = Stage(sys.argv[1])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log = logging.StreamHandler()
+    log.setFormatter(_LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[log])
     end_with_parent()
     rank = _rank(stage)
     result = StageResult(stage=stage)
@@ -93,6 +96,13 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
             if dist.is_initialized() and sys.exc_info()[0] is None:
                 dist.destroy_process_group()
     return result
+
+
+class _LogFormatter(logging.Formatter):
+    """Logs end in terminals, and quote what libraries say of others' files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return neutral(super().format(record), "\n")
 
 
 def _json(text: str) -> object:
