@@ -39,7 +39,7 @@ def parse_json(text: bytes | str, source: str) -> Any:
     except RecursionError as error:
         raise _too_deep(source) from error
     except ValueError as error:
-        raise BadInputError(f"{source}: is not valid JSON ({error}); replace it") from error
+        raise BadInputError(f"{source}: cannot be read as JSON ({error}); replace it") from error
     _check_depth(value, source)
     return value
 
