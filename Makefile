@@ -71,10 +71,10 @@ generate: setup ## Regenerate the CRD, the manifest's reference, the chart's tab
 	$(BIN)/python -m dmd_api.generate
 	$(BIN)/python docs/tables.py
 
-constraints: setup ## Resolve all dependencies again into constraints.txt
-	$(BIN)/uv pip compile --quiet --upgrade --universal --no-header --no-annotate --no-emit-index-url --all-extras --python-version 3.11 pyproject.toml --output-file constraints.txt
+constraints: setup ## Resolve all dependencies again into constraints.txt, with the hashes of their files
+	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --universal --no-header --no-annotate --no-emit-index-url --all-extras --python-version 3.11 pyproject.toml --output-file constraints.txt
 
-images: ## Build both images: BUILDER=podman or buildah, REGISTRY=..., BUILD_ARGS for a base of one's own or a proxy
+images: ## Build both images: BUILDER=podman or buildah, REGISTRY=..., BUILD_ARGS="--build-arg BASE=IMAGE@sha256:..." or a proxy
 	$(BUILDER) build $(BUILD_ARGS) --file images/operator/Dockerfile --tag $(REGISTRY)/dmd-operator:$(VERSION) .
 	$(BUILDER) build $(BUILD_ARGS) --file images/trainer/Dockerfile --tag $(REGISTRY)/dmd-trainer:$(VERSION) .
 

@@ -4,13 +4,13 @@ import time
 from types import TracebackType
 from typing import Protocol, Self
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from dmd_api.runtime import Progress
 from dmd_api.stages import Stage
+from dmdctl.console import Console, one_line, warning
 
 LINE_SECONDS = 15.0
 LABELS = {
@@ -37,8 +37,8 @@ class Display(Protocol):
     def fail(self, stage: Stage, note: str) -> None:
         """A stage ended without success."""
 
-    def say(self, text: str) -> None:
-        """A line that stays, in rich's markup."""
+    def say(self, text: str | Text) -> None:
+        """A line that stays."""
 
     def __enter__(self) -> Self: ...
 
@@ -88,18 +88,26 @@ class _Messages:
         return new
 
 
+class _Note(ProgressColumn):
+    """The last column."""
+
+    def render(self, task: Task) -> Text:
+        note: Text = task.fields["note"]
+        return note
+
+
 class BarDisplay:
     """One bar a stage."""
 
     def __init__(self, console: Console, *, estimate: bool = True) -> None:
-        self._estimate = estimate
+        self._console, self._estimate = console, estimate
         self._bars = Bars(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description:<9}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TextColumn("{task.fields[time]:>7}"),
-            TextColumn("[dim]{task.fields[note]}"),
+            _Note(),
             console=console,
             transient=False,
         )
@@ -117,13 +125,13 @@ class BarDisplay:
         self._bars.stop()
 
     def start(self, stage: Stage, ago: float = 0.0) -> None:
-        self._task = self._bars.add_task(LABELS[stage], total=None, note="" if ago else "starting", time="")
+        self._task = self._bars.add_task(LABELS[stage], total=None, note=_dim("" if ago else "starting"), time="")
         self._started = time.monotonic() - ago
 
     def show(self, progress: Progress) -> None:
         assert self._task is not None
         for message in self._messages.news(progress.messages):
-            self._bars.console.print(f"  [yellow]![/yellow] {escape(message)}", highlight=False)
+            self.say(warning(message))
         eta = progress.eta_seconds
         elapsed = time.monotonic() - self._started
         if eta is None and self._estimate and progress.step and progress.total:
@@ -132,7 +140,7 @@ class BarDisplay:
             self._task,
             total=progress.total or None,
             completed=progress.step,
-            note=escape(describe(progress)),
+            note=_dim(describe(progress)),
             time=f"{duration(eta)} left" if eta is not None else "",
         )
 
@@ -144,18 +152,18 @@ class BarDisplay:
         task = next(task for task in self._bars.tasks if task.id == self._task)
         total = task.total or 1
         self._bars.update(
-            self._task, total=total, completed=total, note=escape(note), time=duration(elapsed) if elapsed > 1 else ""
+            self._task, total=total, completed=total, note=_dim(note), time=duration(elapsed) if elapsed > 1 else ""
         )
         self._task = None
 
     def fail(self, stage: Stage, note: str) -> None:
         assert self._task is not None
-        self._bars.update(self._task, note=f"[red]{escape(note)}", time="")
+        self._bars.update(self._task, note=one_line(note, style="dim red"), time="")
         self._bars.stop_task(self._task)
         self._task = None
 
-    def say(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False)
+    def say(self, text: str | Text) -> None:
+        self._console.print(one_line(text) if isinstance(text, str) else text)
 
 
 class LineDisplay:
@@ -183,25 +191,29 @@ class LineDisplay:
     def show(self, progress: Progress) -> None:
         label = LABELS[progress.stage]
         for message in self._messages.news(progress.messages):
-            self._print(f"{label}: {escape(message)}")
+            self._print(f"{label}: {message}")
         now = time.monotonic()
         if now < self._next and progress.activity == self._activity:
             return
         self._next, self._activity = now + LINE_SECONDS, progress.activity
         counted = f"{progress.step}/{progress.total} {progress.unit} · " if progress.total else ""
         left = f" · {duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
-        self._print(f"{label}: {counted}{escape(describe(progress))}{left}")
+        self._print(f"{label}: {counted}{describe(progress)}{left}")
 
     def finish(self, stage: Stage, note: str, took: float | None = None) -> None:
         elapsed = took if took is not None else time.monotonic() - self._started if self._started else 0.0
-        self._print(f"{LABELS[stage]}: {escape(note)}" + (f" ({duration(elapsed)})" if elapsed > 1 else ""))
+        self._print(f"{LABELS[stage]}: {note}" + (f" ({duration(elapsed)})" if elapsed > 1 else ""))
         self._started = 0.0
 
     def fail(self, stage: Stage, note: str) -> None:
-        self._print(f"{LABELS[stage]}: {escape(note)}")
+        self._print(f"{LABELS[stage]}: {note}")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str | Text) -> None:
         self._print(text)
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+    def _print(self, text: str | Text) -> None:
+        self._console.print(one_line(text) if isinstance(text, str) else text, soft_wrap=True)
+
+
+def _dim(text: str) -> Text:
+    return one_line(text, style="dim")

@@ -248,7 +248,9 @@ def main() -> None:
     try:
         app()
     except DMDError as error:
-        typer.secho(error.message, fg="red", err=True)
+        from dmdctl.console import Console
+
+        Console(stderr=True).print(error.message, style="red", soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)

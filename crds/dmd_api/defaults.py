@@ -3,13 +3,13 @@
 from pydantic import Field
 
 from dmd_api.manifest import DMDDistillation
-from dmd_api.spec import Images, Model, SecretReference, Storage
+from dmd_api.spec import Images, Model, SecretReference, Storage, TrackingUri
 
 
 class TrackingDefaults(Model):
     """The MLflow server of manifests that name none."""
 
-    uri: str | None = Field(None, description="MLflow's tracking server.")
+    uri: TrackingUri | None = Field(None, description="MLflow's tracking server.")
     credentials_secret_ref: SecretReference | None = Field(
         None, description="Secret, in each run's namespace, with the server's credentials."
     )

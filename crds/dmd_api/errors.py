@@ -1,6 +1,7 @@
 """Errors with a text for the user: what was wrong, where, what to do."""
 
 from dmd_api.exit_codes import ExitCode
+from dmd_api.text import neutral
 
 
 class DMDError(Exception):
@@ -14,8 +15,9 @@ class DMDError(Exception):
     exit_code = ExitCode.UNEXPECTED
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        # Errors quote what others wrote, and end in terminals, logs and conditions.
+        self.message = neutral(message, "\n")
+        super().__init__(self.message)
 
 
 class BadInputError(DMDError):

@@ -5,14 +5,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import BinaryIO, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import DMDDistillation
+from dmd_api.parsing import parse_yaml, read_yaml_text
+from dmd_api.text import neutral
+from dmd_api.uris import masked
+
+MOST_PROBLEMS = 50
+"""Problems that are told at once."""
+LONGEST_SHOWN = 60
+"""Characters of what a manifest holds that a problem shows."""
 
 
 @dataclass(frozen=True)
@@ -36,35 +43,7 @@ class ManifestError(BadInputError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join(str(problem) for problem in problems))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as Kubernetes reads it: 1e-5 is a number, a key that appears twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {  # a copy: the lists are shared with PyYAML's own loader
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$|^[-+]?\.inf$|^\.nan$"
-    ),
-    list("-+.0123456789"),
-)
+        super().__init__("\n".join(neutral(str(problem)) for problem in problems))
 
 
 def load_manifest(path: str | Path) -> DMDDistillation:
@@ -74,33 +53,29 @@ def load_manifest(path: str | Path) -> DMDDistillation:
         ManifestError: the file is missing, is not one YAML document, or its content breaks the API's rules.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            return read_manifest(file, str(path))
     except FileNotFoundError as error:
         raise ManifestError([Problem("", f"{path}: no such file; check the path")]) from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ManifestError([Problem("", f"{path}: cannot be read: {reason}")]) from error
-    return parse_yaml(text, str(path))
+    except OSError as error:
+        raise ManifestError([Problem("", f"{path}: cannot be read: {error.strerror}")]) from error
 
 
-def parse_yaml(text: str, source: str) -> DMDDistillation:
-    """Makes a manifest of YAML.
+def read_manifest(file: BinaryIO, source: str) -> DMDDistillation:
+    """Reads a manifest from an open file.
 
     Args:
-        text: one document.
+        file: has one YAML document.
         source: where it is from, for messages.
 
     Raises:
         ManifestError: it is not one YAML document, or its content breaks the API's rules.
+        OSError: it cannot be read.
     """
     try:
-        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ManifestError([Problem("", f"{source}{where}: not valid YAML: {error.problem}")]) from error
-    except yaml.YAMLError as error:
-        raise ManifestError([Problem("", f"{source}: not valid YAML: {str(error).splitlines()[0]}")]) from error
+        documents = parse_yaml(read_yaml_text(file, source), source)
+    except BadInputError as error:
+        raise ManifestError([Problem("", error.message)]) from error
     if len(documents) != 1:
         found = "is empty" if not documents else f"holds {len(documents)} documents"
         raise ManifestError([Problem("", f"{source}: {found}; write exactly one DMDDistillation in it")])
@@ -118,7 +93,10 @@ def parse_manifest(content: object, source: str = "the manifest") -> DMDDistilla
     try:
         return DMDDistillation.model_validate(content)
     except ValidationError as error:
-        problems = [_problem(details) for details in error.errors(include_url=False)]
+        errors = error.errors(include_url=False)
+        problems = [_problem(details) for details in errors[:MOST_PROBLEMS]]
+        if len(errors) > MOST_PROBLEMS:
+            problems.append(Problem("", f"{len(errors) - MOST_PROBLEMS} more problems; mend these first"))
         raise ManifestError(problems) from error
 
 
@@ -126,7 +104,7 @@ def _problem(details: ErrorDetails) -> Problem:
     location = [part for part in details["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:LONGEST_SHOWN]}" if path else part[:LONGEST_SHOWN]
     match details["type"]:
         case "extra_forbidden":
             return Problem(path, _unknown_field(location))
@@ -134,7 +112,7 @@ def _problem(details: ErrorDetails) -> Problem:
             return Problem(path, "is required and missing")
         case "literal_error":
             expected = details["ctx"]["expected"].replace("'", "")
-            return Problem(path, f"is {details['input']!r}; must be {expected}{_closest(details)}")
+            return Problem(path, f"is {_shown(details['input'])}; must be {expected}{_closest(details)}")
         case "rule":
             return Problem(path, details["msg"])
         case "value_error":
@@ -145,8 +123,8 @@ def _problem(details: ErrorDetails) -> Problem:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    text = masked(repr(value))
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 
 def _closest(details: ErrorDetails) -> str:

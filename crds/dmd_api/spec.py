@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from dmd_api.uris import READABLE_SCHEMES, STORAGE_SCHEMES, TRACKING_SCHEMES, parse_uri
+from dmd_api.uris import (
+    CREDENTIALS,
+    CREDENTIALS_MESSAGE,
+    READABLE_SCHEMES,
+    SERVER_SCHEMES,
+    STORAGE_SCHEMES,
+    TRACKING_SCHEMES,
+    parse_uri,
+)
 
 
 class Model(BaseModel):
@@ -33,20 +41,29 @@ def _tracking(text: str) -> str:
     return text
 
 
-def _pattern(schemes: tuple[str, ...]) -> dict[str, Any]:
+def _server(text: str) -> str:
+    parse_uri(text, SERVER_SCHEMES)
+    return text
+
+
+def _schema(schemes: tuple[str, ...]) -> dict[str, Any]:
     """The API server's form of the same check."""
-    return {"pattern": f"^({'|'.join(schemes)}):/"}
+    return {
+        "pattern": f"^({'|'.join(schemes)}):/",
+        "x-kubernetes-validations": [{"rule": f"!self.matches({CREDENTIALS!r})", "message": CREDENTIALS_MESSAGE}],
+    }
 
 
 ReadableUri = Annotated[
-    str, AfterValidator(_readable), Field(max_length=1024, json_schema_extra=_pattern(READABLE_SCHEMES))
+    str, AfterValidator(_readable), Field(max_length=1024, json_schema_extra=_schema(READABLE_SCHEMES))
 ]
 StorageUri = Annotated[
-    str, AfterValidator(_storage), Field(max_length=1024, json_schema_extra=_pattern(STORAGE_SCHEMES))
+    str, AfterValidator(_storage), Field(max_length=1024, json_schema_extra=_schema(STORAGE_SCHEMES))
 ]
 TrackingUri = Annotated[
-    str, AfterValidator(_tracking), Field(max_length=1024, json_schema_extra=_pattern(TRACKING_SCHEMES))
+    str, AfterValidator(_tracking), Field(max_length=1024, json_schema_extra=_schema(TRACKING_SCHEMES))
 ]
+ServerUrl = Annotated[str, AfterValidator(_server), Field(max_length=1024, json_schema_extra=_schema(SERVER_SCHEMES))]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Metric = Literal["FID", "Precision", "Recall", "Coverage", "Accuracy", "CLIPScore"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -339,8 +356,8 @@ class Storage(Model):
     """The storage of pairs, checkpoints, generators and reports."""
 
     uri: StorageUri = Field(description="s3://BUCKET/PREFIX, pvc://CLAIM/PATH or file:///PATH.")
-    endpoint_url: str | None = Field(
-        None, max_length=1024, description="The S3 server's address, where it is not Amazon's."
+    endpoint_url: ServerUrl | None = Field(
+        None, description="The S3 server's address, http(s)://, where it is not Amazon's."
     )
     credentials_secret_ref: SecretReference | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
@@ -354,12 +371,14 @@ class Tracking(Model):
     uri: TrackingUri | None = Field(
         None, description="MLflow's tracking server: http(s)://, or sqlite:// on a laptop. Default: the operator's."
     )
-    experiment: str = Field("dmd", min_length=1, max_length=250, description="The MLflow experiment.")
+    experiment: str = Field(
+        "dmd", min_length=1, max_length=250, pattern=r"^[^\x00-\x1f\x7f]+$", description="The MLflow experiment."
+    )
     registered_model: str | None = Field(
         None,
         min_length=1,
         max_length=250,
-        pattern=r"^[^/:]+$",
+        pattern=r"^[^/:'\x00-\x1f\x7f]+$",
         description="The model's name in the registry. Default: the resource's name.",
     )
     alias: str = Field(

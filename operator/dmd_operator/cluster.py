@@ -14,6 +14,7 @@ from kubernetes.aio.client import ApiClient, ApiException
 from dmd_api.labels import DISTILLATION
 from dmd_api.manifest import API_VERSION, KIND
 from dmd_api.runtime import Progress
+from dmd_api.text import neutral
 from dmd_operator.conditions import shown
 from dmd_operator.decision import Event
 from dmd_operator.objects import PLURALS, Objects
@@ -187,8 +188,8 @@ class Cluster:
                 "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
                 "eventTime": datetime.now(UTC).isoformat(timespec="microseconds"),
                 "type": "Warning" if event.warning else "Normal",
-                "reason": event.reason,
-                "action": event.reason,
+                "reason": neutral(event.reason),
+                "action": neutral(event.reason),
                 "note": shown(event.message).encode()[:_EVENT_BYTES].decode(errors="ignore"),
                 "reportingController": "dmd-operator.io/dmd-operator",
                 "reportingInstance": FIELD_MANAGER,

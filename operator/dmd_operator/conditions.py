@@ -3,14 +3,15 @@
 from datetime import datetime
 
 from dmd_api.status import Condition, ConditionStatus, RunStatus
+from dmd_api.text import neutral
 
 LONGEST_MESSAGE = 32768
 """Characters of a condition's message that the API server takes."""
 
 
 def shown(text: str) -> str:
-    """Text of pods and nodes as it may be shown in a terminal: only line breaks are left of control characters."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text[:LONGEST_MESSAGE])
+    """A message, of pods and nodes too, as conditions and events hold it."""
+    return neutral(text[:LONGEST_MESSAGE], "\n")
 
 
 def mark(
@@ -28,7 +29,7 @@ def mark(
     condition = Condition(
         type=kind,
         status=value,
-        reason=reason,
+        reason=neutral(reason),  # of pods and nodes, as much of the message is
         message=shown(message),
         observed_generation=generation,
         last_transition_time=before.last_transition_time if before is not None and before.status == value else now,

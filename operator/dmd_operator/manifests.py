@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from dmd_api.defaults import Defaults, resolve_defaults
 from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
@@ -22,7 +24,15 @@ def read_manifest(
             operator says where to store or what to run.
     """
     if status.resolved is not None:
-        defaults = Defaults.model_validate(status.resolved)
+        try:
+            defaults = Defaults.model_validate(status.resolved)
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise BadInputError(
+                f"the operator's default {where} that this run began with: {problem['msg']}; mend defaults.{where} in "
+                "the operator's Helm values, and start the run again"
+            ) from error
     metadata = resource["metadata"]
     manifest = parse_manifest(
         {

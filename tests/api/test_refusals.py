@@ -11,6 +11,7 @@ import yaml
 
 from dmd_api.crd import FROZEN, FROZEN_OPTIONAL
 from dmd_api.rules import NAME_RULE, RULES
+from dmd_api.uris import CREDENTIALS_MESSAGE
 from tests.api.test_manifest import EXAMPLES, changed
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.processes import ClusterError
@@ -82,6 +83,10 @@ def test_a_rule_is_kept_and_says_field_and_remedy(server: ControlPlane, rule: An
         ("spec.teacher.uri", "hg://a/b", "spec.teacher.uri"),
         ("metadata.name", "Not_A_Name", "metadata.name"),
         ("metadata.name", "sdxl-1.0", "metadata.name: must have at most"),
+        ("spec.teacher.uri", "s3://key:secret@bucket/teacher", CREDENTIALS_MESSAGE),
+        ("spec.storage", {"uri": "s3://a/b", "endpointUrl": "https://token@host"}, CREDENTIALS_MESSAGE),
+        ("spec.tracking.uri", "https://user:password@host", CREDENTIALS_MESSAGE),
+        ("spec.tracking.experiment", "a\x1b[31mb", "spec.tracking.experiment"),
     ],
 )
 def test_a_bad_field_is_named(server: ControlPlane, path: str, value: object, said: str) -> None:

@@ -139,6 +139,8 @@ def test_the_chart_runs_its_own_version() -> None:
         ({"watchNamespaces": ["team", "team"]}, "/watchNamespaces", "equal"),
         ({"defaults": {"storage": {"uri": "gs://bucket"}}}, "/defaults/storage/uri", "pattern"),
         ({"defaults": {"tracking": {"uri": "mlflow:5000"}}}, "/defaults/tracking/uri", "pattern"),
+        ({"defaults": {"tracking": {"uri": "https://user:password@mlflow"}}}, "/defaults/tracking/uri", "pattern"),
+        ({"defaults": {"storage": {"uri": "s3://key:secret@bucket"}}}, "/defaults/storage/uri", "pattern"),
         ({"settings": {"leaseSeconds": 1}}, "/settings/leaseSeconds", "minimum"),
         ({"settings": {"stallMinutes": 0}}, "/settings/stallMinutes", "exclusiveMinimum"),
         ({"podLabels": {"critical": True}}, "/podLabels/critical", "want string"),

@@ -166,7 +166,7 @@ def test_eta_as_the_operator_writes_it(text: str, seconds: float | None) -> None
 def test_conditions_are_said_when_they_change_and_never_twice() -> None:
     seen, display = view()
     steps = [
-        (condition("Healthy", "Unknown", "PodsWaiting", "worker 0: [no] node"), ["waiting: worker 0: \\[no] node"]),
+        (condition("Healthy", "Unknown", "PodsWaiting", "worker 0: [no] node"), ["waiting: worker 0: [no] node"]),
         (condition("Healthy", "Unknown", "PodsWaiting", "worker 0: [no] node"), []),
         (condition("Healthy", "True", "Running", "distill: attempt 1 runs"), ["distill: attempt 1 runs"]),
         (condition("Healthy", "True", "Running", "distill: attempt 1 runs"), []),
@@ -267,7 +267,7 @@ def test_how_a_run_ended(conditions: list[dict[str, Any]], code: ExitCode, line:
     )
     status = read_status(run)
     assert exit_code(status) == code
-    assert line in "\n".join(summary(run, status))
+    assert line in "\n".join(map(str, summary(run, status)))
     seen, _ = view()
     assert seen.see(run)
 

@@ -58,8 +58,8 @@ def test_the_code_beside_a_networks_weights_is_not_run(tmp_path: Path, monkeypat
         ("{flavors: {python_function: {artifacts: {pipeline: {path: artifacts/../../x}}}}}", "not a path below"),
         ("{flavors: {python_function: {artifacts: {pipeline: {path: 3}}}}}", "is not a generator"),
         ("{flavors: {sklearn: {pickled_model: model.pkl}}}", "is not a generator"),
-        ("[1, 2", "is not a generator"),
-        ("!!python/object/apply:os.system [exit]", "is not a generator"),
+        ("[1, 2", "MLmodel"),
+        ("!!python/object/apply:os.system [exit]", "MLmodel"),
     ],
 )
 def test_a_registered_model_names_no_place_of_the_machine(

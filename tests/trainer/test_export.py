@@ -11,16 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from markdown_it import MarkdownIt
 
 from dmd_api.errors import BadInputError
 from dmd_api.spec import Method
+from dmd_api.text import neutral
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.architecture import known_architecture
 from dmd_trainer.families.shrinking import save_shrunken_teacher
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.publishing.export import call_arguments, check_exportable, export_pipeline
-from dmd_trainer.publishing.model_card import CardFacts
+from dmd_trainer.publishing.model_card import CardFacts, model_card
+from tests.awkward import AWKWARD, steers
 
 FACTS = CardFacts("run", "file:///teacher", "DMD", "abc", "1.0")
 
@@ -123,6 +127,34 @@ def test_the_card_and_the_licence_go_along(tiny_teacher: Path, tmp_path: Path) -
     card = (tmp_path / "pipeline" / "README.md").read_text()
     assert "license: openrail" in card
     assert "num_inference_steps=1" in card
+
+
+@pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD)
+def test_the_card_shows_what_others_wrote_as_text(tiny_teacher: Path, tmp_path: Path, text: str) -> None:
+    teacher = replace(load_teacher(tiny_teacher), directory=tmp_path)
+    (tmp_path / "README.md").write_text("---\n" + yaml.safe_dump({"license": text}) + "---\n# A teacher\n")
+    card = model_card(teacher, "Pipeline", {"num_inference_steps": 1}, CardFacts(text, text, "DMD", "abc", text))
+    assert steers(card) == []
+    _, front, page = card.split("---\n", 2)
+    licence = "other" if text == AWKWARD["half a character"] else neutral(text)
+    tags = ["one-step", "distilled", "dmd"]
+    assert yaml.safe_load(front) == {"license": licence, "library_name": "diffusers", "tags": tags}
+    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(page)
+    kinds = {token.type.removesuffix("_open").removesuffix("_close") for token in tokens}
+    kinds |= {token.type for outer in tokens for token in outer.children or []}
+    shown = {"heading", "paragraph", "bullet_list", "list_item", "fence", "inline", "text", "text_special", "softbreak"}
+    assert kinds <= shown, kinds - shown
+    assert sum(token.type == "heading_open" for token in tokens) == 1
+
+
+BROKEN = [b"\xff\xfe", b"---\n" + b"[" * 9000, b"---\na: &a [*a]\n---\n", b"---\n- x\n---\n", b"---\n", b"x"]
+
+
+@pytest.mark.parametrize("card", BROKEN)
+def test_a_card_that_cannot_be_read_ends_no_run(tiny_teacher: Path, tmp_path: Path, card: bytes) -> None:
+    teacher = replace(load_teacher(tiny_teacher), directory=tmp_path)
+    (tmp_path / "README.md").write_bytes(card)
+    assert "license: other\n" in model_card(teacher, "Pipeline", {"num_inference_steps": 1}, FACTS)
 
 
 def test_what_no_stock_pipeline_calls_is_refused(tiny_ddpm: Path) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from dmd_api.errors import InfrastructureError, InterruptedRunError
 from dmd_api.loading import parse_manifest
 from dmd_api.stages import Stage
+from dmd_api.text import neutral
 from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
@@ -30,6 +31,7 @@ from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.tracking.client import TrackedRun, mlflow_client
 from dmd_trainer.tracking.tracker import Tracker
 from dmdctl.local.local_runner import free_port
+from tests.awkward import AWKWARD
 from tests.stages import new_database
 
 
@@ -50,7 +52,7 @@ def registered(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 call_arguments("ConsistencyModelPipeline"),
                 "class_label",
                 "sha",
-                {"dmd.method": "DMD"},
+                {"dmd.method": "DMD", "dmd.teacher": "".join(AWKWARD.values())},
             ),
         )
         for _ in range(2)
@@ -65,6 +67,7 @@ def test_a_version_is_ready_tagged_and_has_its_alias(registered: tuple[str, Path
     assert version.status == "READY"
     assert version.tags["dmd.method"] == "DMD"
     assert version.tags["dmd.run_key"] == "key"
+    assert version.tags["dmd.teacher"] == neutral("".join(AWKWARD.values()))
 
 
 FOREIGN = """

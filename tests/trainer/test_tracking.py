@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from dmd_api.errors import BadInputError, InterruptedRunError, TrainingDivergedError
+from dmd_api.text import neutral
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, mlflow_client
 from dmd_trainer.tracking.spool import Spool
 from dmd_trainer.tracking.tracker import UNSENT, Tracker, parameters
 from dmdctl.local.local_runner import free_port
+from tests.awkward import AWKWARD, steers
 from tests.servers import Server, start_mlflow
 from tests.stages import new_database
 
@@ -237,3 +239,16 @@ def test_parameters_are_flat_and_leave_secrets_and_pods_out() -> None:
         "storage.uri": "s3://a",
         "workers.nodes": 2,
     }
+
+
+def test_what_others_wrote_is_neutral_in_mlflow(tmp_path: Path, database: str) -> None:
+    tracking = tracker(database, tmp_path, "awkward")
+    texts = {f"p{number}": text for number, text in enumerate(AWKWARD.values())}
+    tracking.log_params(texts)
+    tracking.set_tags({f"dmd.{name}": text for name, text in texts.items()})
+    assert tracking.flush(60)
+    data = mlflow_client(database).get_run(str(tracking.run_id)).data
+    tracking.close()
+    assert data.params == {name: neutral(text) for name, text in texts.items()}
+    assert {name: data.tags[f"dmd.{name}"] for name in texts} == data.params
+    assert not any(map(steers, data.params.values()))

@@ -92,7 +92,7 @@ async def connect(context: str | None, namespace: str | None) -> AsyncIterator[C
         namespace: None: the context's.
 
     Raises:
-        BadInputError: there is no kubeconfig, or it cannot be used.
+        BadInputError: there is no kubeconfig, or it cannot be used; or an answer is nested too deeply to be read.
     """
     configuration = Configuration()
     own = await _load(configuration, context)
@@ -102,7 +102,14 @@ async def connect(context: str | None, namespace: str | None) -> AsyncIterator[C
     except (OSError, ValueError) as error:
         raise BadInputError(f"the kubeconfig's certificates cannot be used ({error}); sign in again") from error
     async with api:
-        yield Cluster(api, namespace or own or "default", context)
+        try:
+            yield Cluster(api, namespace or own or "default", context)
+        except RecursionError as error:
+            # Of what the API server keeps, an owner of objects may nest parts as deeply as they like.
+            raise BadInputError(
+                f"{configuration.host}: an object that it returned is nested too deeply to be read; look for it among "
+                "the run and its pods (podTemplate, resources, managedFields), and delete it"
+            ) from error
 
 
 async def find(cluster: Cluster, name: str) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def message_of(error: ApiException) -> str:
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body
     try:
         return str(json.loads(body or "")["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{error.status} {error.reason}".strip()
 
 

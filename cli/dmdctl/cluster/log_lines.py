@@ -12,6 +12,7 @@ import typer
 
 from dmd_api.labels import ATTEMPT, CONTAINER, INDEX, STAGE
 from dmd_api.stages import Stage
+from dmd_api.text import neutral
 
 COLOURS = (
     "cyan",
@@ -137,4 +138,4 @@ def format_line(line: Line, colour: bool) -> str:
     label = line.worker.label
     if colour:
         label = typer.style(label, fg=COLOURS[line.worker.index % len(COLOURS)])
-    return f"{label} {line.text}\n"
+    return f"{label} {neutral(line.text)}\n"

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import IO
 
-import typer
 from kubernetes.aio.client import ApiException, CoreV1Api, CustomObjectsApi
-from rich.console import Console
 
 from dmd_api.crd import GROUP, PLURAL, VERSION
 from dmd_api.errors import BadInputError
@@ -23,6 +21,7 @@ from dmdctl.cluster.log_lines import Line, Worker, format_line, in_order, latest
 from dmdctl.cluster.merging import Merge
 from dmdctl.cluster.pod_logs import follow_log, read_log
 from dmdctl.cluster.run_view import read_status
+from dmdctl.console import Console
 
 BATCH_SECONDS = 0.2
 """Lines that come together are put in order together."""
@@ -218,4 +217,4 @@ def _nothing(name: str, wanted: Wanted, workers: list[Worker]) -> BadInputError:
 
 
 def _say(text: str) -> None:
-    typer.secho(text, fg="yellow", err=True)
+    Console(stderr=True).print_line(text, style="yellow")

@@ -1,21 +1,24 @@
 """Turns a resource's status and events into what a person sees of the run."""
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
-from rich.markup import escape
+from rich.text import Text
 
 from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import Progress
 from dmd_api.stages import Stage, stages_of
 from dmd_api.status import STAGE_DONE, Condition, RunStatus
+from dmd_api.text import neutral
+from dmd_api.uris import masked
+from dmdctl.console import one_line, warning
 from dmdctl.display import Display
 
-WARNING = "  [yellow]![/yellow]"
 FAILURES = {
     "BadInput": ExitCode.BAD_INPUT,
     "TrainingDiverged": ExitCode.DIVERGED,
@@ -87,7 +90,7 @@ class RunView:
         """Shows an event of the resource, if it is a warning that no line has said yet."""
         note = str(event.get("note") or event.get("reason") or "")
         if event.get("type") == "Warning" and not any(said in note for said in self._said):
-            self._display.say(f"{WARNING} {escape(note)}")
+            self._display.say(warning(note))
 
     def _tell_conditions(self, status: RunStatus, joins: bool) -> None:
         for kind in ("Suspended", "Stalled", "Healthy"):
@@ -171,22 +174,22 @@ def done_note(stage: Stage, status: RunStatus, spec: Mapping[str, Any]) -> str:
             return f"version {status.model_version}" if status.model_version else "registered"
 
 
-def condition_line(condition: Condition, before: Condition | None) -> str | None:
+def condition_line(condition: Condition, before: Condition | None) -> str | Text | None:
     """A line about a condition that changed; None where there is nothing to say."""
-    message = escape(condition.message or condition.reason)
+    message = condition.message or condition.reason
     match condition.type, condition.status:
         case "Suspended", "True":
-            return f"{WARNING} suspended; set spec.suspend to false to resume"
+            return warning("suspended; set spec.suspend to false to resume")
         case "Suspended", "False" if before is not None:
             return "resumed"
         case "Stalled", "True":
-            return f"{WARNING} stalled: {message}"
+            return warning(f"stalled: {message}")
         case "Stalled", "False" if before is not None and before.status == "True":
             return "not stalled any more"
         case "Healthy", "False":
-            return f"{WARNING} {message}"
+            return warning(message)
         case "Healthy", "Unknown":
-            return f"{WARNING} waiting: {message}"
+            return warning(f"waiting: {message}")
         case "Healthy", "True" if before is not None and before.status != "True":
             return message
     return None
@@ -201,19 +204,20 @@ def exit_code(status: RunStatus) -> ExitCode:
     return ExitCode.GATES_FAILED if gates is not None and gates.status == "False" else ExitCode.DONE
 
 
-def summary(resource: Mapping[str, Any], status: RunStatus) -> list[str]:
-    """The last lines on a run that is over: how it ended, the model's version, the MLflow run; in rich's markup."""
+def summary(resource: Mapping[str, Any], status: RunStatus) -> list[Text]:
+    """The last lines on a run that is over: how it ended, the model's version, the MLflow run."""
     metadata, spec = resource["metadata"], resource["spec"]
-    uri = _at(spec, "tracking", "uri") or _at(status.resolved or {}, "tracking", "uri")
+    uri = masked(str(_at(spec, "tracking", "uri") or _at(status.resolved or {}, "tracking", "uri") or ""))
     run = f"{status.mlflow_run} at {uri}" if status.mlflow_run and uri else status.mlflow_run
-    run = f"MLflow run {status.mlflow_run_url or run}" if status.mlflow_run else ""
+    run = f"MLflow run {masked(status.mlflow_run_url) if status.mlflow_run_url else run}" if status.mlflow_run else ""
     code = exit_code(status)
     if status.is_true("Failed"):
         failed = status.condition("Failed")
         assert failed is not None
         logs = f"dmdctl logs {metadata['name']} -n {metadata['namespace']} --stage {status.stage}"
-        lines = [f"[red]failed:[/red] {escape(f'{failed.reason}: {failed.message}')}", escape(run)]
-        return [line for line in (*lines, f"logs: {logs}") if line]
+        cause = neutral(f" {failed.reason}: {failed.message}", "\n  ")  # the end of a log may be several lines
+        lines = [Text.assemble(("failed:", "red"), cause), one_line(run), one_line(f"logs: {logs}")]
+        return [line for line in lines if line]
     model = str(_at(spec, "tracking", "registeredModel") or metadata["name"])
     alias = _at(spec, "tracking", "alias") or "champion"
     version = f"version {status.model_version} of {model}" if status.model_version else model
@@ -221,12 +225,13 @@ def summary(resource: Mapping[str, Any], status: RunStatus) -> list[str]:
         gates = status.condition("GatesPassed")
         assert gates is not None
         return [
-            f"[yellow]{escape(gates.message or 'a gate failed')}[/yellow]",
-            escape(", ".join(part for part in (f"{version}, without the alias {alias}", run) if part)),
+            one_line(gates.message or "a gate failed", style="yellow"),
+            one_line(", ".join(part for part in (f"{version}, without the alias {alias}", run) if part)),
         ]
     done = ", ".join(part for part in (f"{version}, alias {alias}", run) if part)
-    sample = f"dmdctl sample models:/{model}@{alias} --out grid.png" + (f" --tracking {uri}" if uri else "")
-    return [f"[green]complete:[/green] {escape(done)}", escape(f"sample: {sample}")]
+    tracking = ("--tracking", uri) if uri else ()
+    sample = shlex.join(("dmdctl", "sample", f"models:/{model}@{alias}", "--out", "grid.png", *tracking))
+    return [one_line(("complete:", "green"), f" {done}"), one_line(f"sample: {sample}")]
 
 
 def _activity(status: RunStatus, now: datetime) -> str:

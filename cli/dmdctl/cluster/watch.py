@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from kubernetes.aio.client import CustomObjectsApi
-from rich.console import Console
-from rich.markup import escape
 
 from dmd_api.crd import GROUP, PLURAL, VERSION
 from dmd_api.errors import BadInputError, DMDError
@@ -13,7 +11,8 @@ from dmd_api.exit_codes import ExitCode
 from dmdctl.cluster.cluster import Cluster, connect, find
 from dmdctl.cluster.following import Objects, Outage, snapshots
 from dmdctl.cluster.merging import Merge
-from dmdctl.cluster.run_view import WARNING, RunView, exit_code, summary
+from dmdctl.cluster.run_view import RunView, exit_code, summary
+from dmdctl.console import Console, one_line, warning
 from dmdctl.display import make_display
 
 EVENTS = ("events.k8s.io", "v1")
@@ -30,7 +29,7 @@ def watch_run(name: str, namespace: str | None, context: str | None) -> ExitCode
     try:
         return asyncio.run(_watch(name, namespace, context, console))
     except KeyboardInterrupt:
-        console.print(f"the run goes on by itself; dmdctl watch {name} shows it again", highlight=False)
+        console.print_line(f"the run goes on by itself; dmdctl watch {name} shows it again")
         return ExitCode.INTERRUPTED
 
 
@@ -38,7 +37,7 @@ async def _watch(name: str, namespace: str | None, context: str | None, console:
     async with connect(context, namespace) as cluster:
         resource = await find(cluster, name)
         with make_display(console, estimate=False) as display:
-            display.say(f"[bold]{escape(name)}[/bold]  namespace {escape(cluster.namespace)}")
+            display.say(one_line((name, "bold"), f"  namespace {cluster.namespace}"))
             view = RunView(display)
             async with Merge[tuple[bool, Objects]]() as changes:
                 outage = Outage(cluster, display.say)
@@ -51,7 +50,7 @@ async def _watch(name: str, namespace: str | None, context: str | None, console:
                     changes.add(_labelled(True, events))
                 except BadInputError as error:
                     view.hears = False
-                    display.say(f"{WARNING} going on without events: {escape(error.message)}")
+                    display.say(warning(f"going on without events: {error.message}"))
                 changes.add(_labelled(False, _resource(cluster, outage, name)))
                 over = False
                 while not over:
@@ -66,7 +65,7 @@ async def _watch(name: str, namespace: str | None, context: str | None, console:
                     over = view.see(resource)
     assert view.status is not None
     for line in summary(resource, view.status):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return exit_code(view.status)
 
 

@@ -21,6 +21,7 @@ from dmd_api.apps import stage_app
 from dmd_api.causes import root_cause
 from dmd_api.exit_codes import ExitCode
 from dmd_api.manifest import DMDDistillation
+from dmd_api.parsing import parse_model
 from dmd_api.runtime import Progress, StageError, StageResult
 from dmd_api.stages import SHUTDOWN_SECONDS, Stage
 
@@ -146,7 +147,7 @@ class LocalRun:
         for replica in range(len(codes)):
             file = folder / f"termination-{replica}.json"
             if file.exists():
-                results.append(StageResult.model_validate_json(file.read_text()))
+                results.append(parse_model(StageResult, file.read_bytes(), str(file)))
         if (cause := root_cause(results)) is not None:
             return cause
         allowed = (ExitCode.DONE, ExitCode.GATES_FAILED)

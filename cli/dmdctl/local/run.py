@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from dmd_api.defaults import Defaults, resolve_defaults
 from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import RETRYABLE, ExitCode
 from dmd_api.manifest import DMDDistillation, manifest_hash
+from dmd_api.parsing import parse_model
 from dmd_api.runtime import StageResult
 from dmd_api.spec import Workers
 from dmd_api.stages import Stage, stages
@@ -19,6 +18,7 @@ from dmd_api.uris import STORAGE_SCHEMES, TRACKING_SCHEMES, parse_uri
 from dmd_trainer.evaluation.report import Report
 from dmd_trainer.runtime.finished import read_result, write_result
 from dmd_trainer.runtime.storage import Storage, open_storage
+from dmdctl.console import Console, one_line, warning
 from dmdctl.display import Display, make_display
 from dmdctl.local.local_runner import Interrupts, LocalRun
 from dmdctl.local.shrink import shrink
@@ -53,14 +53,17 @@ def run_manifest(
     interrupts = Interrupts()
     run = LocalRun(manifest, run_key, local / "logs", runs / "scratch" / run_key, interrupts)
     with only_one(local), make_display(console) as display:
-        display.say(f"[bold]{manifest.metadata.name}[/bold]  {place.uri}")
+        display.say(one_line((manifest.metadata.name, "bold"), "  ", place.uri))
         failed = _run_stages(run, place, display)
     if failed is not None:
         return _explain(console, run, failed)
-    report = Report.model_validate_json(place.read("report.json"))
+    report = parse_model(Report, place.read("report.json"), place.uri_of("report.json"))
     show_summary(console, report, place, manifest)
     if shrunken:
-        console.print("\n[yellow]a rehearsal: of a random teacher and a few updates, the figures say nothing[/yellow]")
+        console.print()
+        console.print_line(
+            "a rehearsal: of a random teacher and a few updates, the figures say nothing", style="yellow"
+        )
     return ExitCode.GATES_FAILED if report.failed_gates else ExitCode.DONE
 
 
@@ -142,7 +145,7 @@ def _run_stage(run: LocalRun, stage: Stage, display: Display) -> StageResult:
         if run.interrupts.requested() or failures == run.manifest.spec.max_restarts:
             return result
         failures, attempt = failures + 1, attempt + 1
-        display.say(f"  [yellow]![/yellow] {stage}: {result.error.message}; attempt {attempt} in {wait:.0f} s")
+        display.say(warning(f"{stage}: {result.error.message}; attempt {attempt} in {wait:.0f} s"))
         until = time.monotonic() + wait
         while time.monotonic() < until and not run.interrupts.requested():
             time.sleep(0.1)
@@ -167,9 +170,9 @@ def _explain(console: Console, run: LocalRun, outcome: StageResult) -> ExitCode:
     assert outcome.error is not None
     attempts = sorted(run.logs.glob(f"{outcome.stage}-*"), key=lambda p: int(p.name.rpartition("-")[2]))
     colour = "yellow" if outcome.error.exit_code == ExitCode.INTERRUPTED else "red"
-    console.print(f"[{colour}]{outcome.stage}:[/{colour}] {outcome.error.message}", highlight=False, soft_wrap=True)
+    console.print_line((f"{outcome.stage}:", colour), " ", outcome.error.message)
     if outcome.error.exit_code == ExitCode.INTERRUPTED:
-        console.print("the same command goes on from there", highlight=False)
+        console.print_line("the same command goes on from there")
     elif attempts:
-        console.print(f"logs: {attempts[-1]}", highlight=False, soft_wrap=True)
+        console.print_line(f"logs: {attempts[-1]}")
     return ExitCode(outcome.error.exit_code)

@@ -1,16 +1,19 @@
 """The table that sums up a finished run, and the commands to go on with."""
 
-from rich.console import Console
+import shlex
+
 from rich.table import Table
 
 from dmd_api.manifest import DMDDistillation
 from dmd_trainer.evaluation.report import Report, ThreeWay
 from dmd_trainer.runtime.storage import Storage
+from dmdctl.console import Console, one_line
 
 
 def show_summary(console: Console, report: Report, place: Storage, manifest: DMDDistillation) -> None:
     """Prints the table, the gates, the files and the commands to go on with."""
-    table = Table(title=f"{report.name}: {report.samples:,} samples, {report.features} features", title_justify="left")
+    title = one_line(f"{report.name}: {report.samples:,} samples, {report.features} features")
+    table = Table(title=title, title_justify="left")
     for column in ("", "teacher", "untrained one-step", "distilled one-step"):
         table.add_column(column, justify="left" if not column else "right")
     rows: list[tuple[str, ThreeWay | None, str]] = [
@@ -27,31 +30,31 @@ def show_summary(console: Console, report: Report, place: Storage, manifest: DMD
     nfe, seconds = report.network_evaluations, report.seconds_per_image
     table.add_row("network evaluations", f"{nfe.teacher:.0f}", f"{nfe.generator:.0f}", f"{nfe.generator:.0f}")
     generator = f"{1000 * seconds.generator:.3f}"
-    table.add_row(f"ms an image ({report.device})", f"{1000 * seconds.teacher:.3f}", generator, generator)
+    table.add_row(one_line(f"ms an image ({report.device})"), f"{1000 * seconds.teacher:.3f}", generator, generator)
     console.print()
     console.print(table)
     ratio, speed = report.fid.generator / report.fid.teacher, seconds.teacher / seconds.generator
-    console.print(f"FID {ratio:.2f} times the teacher's, {speed:.0f} times faster", highlight=False)
+    console.print_line(f"FID {ratio:.2f} times the teacher's, {speed:.0f} times faster")
     for gate in report.gates:
         bound = f"at most {gate.max:g}" if gate.max is not None else f"at least {gate.min:g}"
-        mark = "[green]passed[/green]" if gate.passed else "[red]failed[/red]"
-        console.print(f"gate {mark}: {gate.metric} {gate.value:.4g}, {bound}", highlight=False)
+        mark = ("passed", "green") if gate.passed else ("failed", "red")
+        console.print_line("gate ", mark, f": {gate.metric} {gate.value:.4g}, {bound}")
     if report.failed_gates:
-        console.print(
+        console.print_line(
             f"version {report.model_version} of {report.registered_model} is registered without the alias "
-            f"{manifest.spec.tracking.alias}",
-            highlight=False,
+            f"{manifest.spec.tracking.alias}"
         )
     model = f"models:/{report.registered_model}" + (f"@{report.alias}" if report.alias else f"/{report.model_version}")
     uri = manifest.spec.tracking.uri
+    model, tracking = shlex.quote(model), shlex.quote(uri or "")  # to be pasted into a shell
     lines = [
         ("picture", place.uri_of("samples/training.png")),
         ("report", place.uri_of("report.json")),
-        ("sample", f"dmdctl sample {model} --out grid.png --tracking {uri}"),
-        ("serve", f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m {model} --env-manager local -p 5001"),
+        ("sample", f"dmdctl sample {model} --out grid.png --tracking {tracking}"),
+        ("serve", f"MLFLOW_TRACKING_URI={tracking} mlflow models serve -m {model} --env-manager local -p 5001"),
     ]
     if uri and uri.startswith("sqlite:"):
-        lines.insert(2, ("metrics", f"mlflow ui --backend-store-uri {uri}"))
+        lines.insert(2, ("metrics", f"mlflow ui --backend-store-uri {tracking}"))
     console.print()
     for label, value in lines:
-        console.print(f"[bold]{label:<8}[/bold] {value.removeprefix('file://')}", highlight=False, soft_wrap=True)
+        console.print_line((f"{label:<8}", "bold"), f" {value.removeprefix('file://')}")

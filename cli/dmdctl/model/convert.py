@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from dmd_trainer.families.convert.edm import LICENCE, convert_edm
+from dmdctl.console import Console
 
 
 def convert_edm_checkpoint(source: Path, out: Path) -> None:
@@ -17,10 +16,8 @@ def convert_edm_checkpoint(source: Path, out: Path) -> None:
     with console.status("converting"):
         made = convert_edm(source, out)
     labels = "unconditional" if made.classes is None else f"{made.classes} classes"
-    console.print(
+    console.print_line(
         f"{out}: {made.network}, {'x'.join(map(str, made.sample_shape))}, {labels}, "
-        f"{made.parameters / 1e6:.1f} million parameters; licence {LICENCE}",
-        highlight=False,
-        soft_wrap=True,
+        f"{made.parameters / 1e6:.1f} million parameters; licence {LICENCE}"
     )
-    console.print(f"In a manifest: spec.teacher.uri: {out.absolute().as_uri()}", highlight=False, soft_wrap=True)
+    console.print_line(f"In a manifest: spec.teacher.uri: {out.absolute().as_uri()}")

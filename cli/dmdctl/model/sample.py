@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from dmd_api.errors import BadInputError
+from dmd_api.parsing import parse_yaml, read_yaml_text
 from dmd_api.paths import below
+from dmd_api.uris import masked
 from dmd_trainer.evaluation.pictures import image_grid
+from dmdctl.console import Console
 from dmdctl.local.run import RUNS
 from dmdctl.quiet import quiet_libraries
 
@@ -60,7 +62,7 @@ def sample_model(
     with console.status("drawing"):
         images = loaded.draw(pd.DataFrame(rows))
     image_grid(images, columns=len(labels) if labels and 4 <= len(labels) <= 20 else 10).save(out)
-    console.print(f"{count} images: {out}", highlight=False)
+    console.print_line(f"{count} images: {out}")
 
 
 def benchmark_model(model: str, batch_size: int, precision: str | None, tracking: str | None) -> None:
@@ -135,7 +137,6 @@ def _load(model: str, tracking: str | None) -> _Generator:
         return _Generator(folder, call_arguments(read_index(folder)["_class_name"], exported_steps(folder)))
 
     import mlflow
-    import yaml
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -152,14 +153,16 @@ def _load(model: str, tracking: str | None) -> _Generator:
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInputError(
-            f"{model}: cannot be loaded from {uri} ({reason}); check the name and --tracking"
+            masked(f"{model}: cannot be loaded from {uri} ({reason}); check the name and --tracking")
         ) from error
     check_source(local, model)
+    with (local / "MLmodel").open("rb") as file:
+        (described,) = parse_yaml(read_yaml_text(file, f"{model}: MLmodel"), f"{model}: MLmodel")
     try:
-        flavor = yaml.safe_load((local / "MLmodel").read_text())["flavors"]["python_function"]
+        flavor = described["flavors"]["python_function"]
         path, arguments = flavor["artifacts"]["pipeline"]["path"], flavor.get("config") or {}
         pipeline = below(local, path, f"{model}: MLmodel")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"{model}: is not a generator that dmd-operator registered") from error
     return _Generator(pipeline, arguments)
 

@@ -2,7 +2,6 @@
 
 from dataclasses import fields
 
-from rich.console import Console
 from rich.table import Table
 
 from dmd_api.manifest import DMDDistillation
@@ -15,6 +14,7 @@ from dmd_trainer.planning.shape import step_shape
 from dmd_trainer.planning.stored import Stored, count_stored
 from dmd_trainer.planning.teacher import ANNOTATION
 from dmd_trainer.planning.work import Work
+from dmdctl.console import Console
 from dmdctl.display import duration
 
 GIGABYTE = 10**9
@@ -45,28 +45,26 @@ def show_gpu_plan(
         BadInputError: the GPU is not known.
     """
     if architecture is None:
-        console.print(
+        console.print_line(
             f"memory and time on GPUs: the teacher's architecture is not known; name it in metadata.annotations: "
-            f"{ANNOTATION}: {' | '.join(KNOWN)}",
-            highlight=False,
+            f"{ANNOTATION}: {' | '.join(KNOWN)}"
         )
         return
     with console.status("running a step without data"):
         estimate = estimate_memory(manifest, architecture)
     sharded = ", sharded" if manifest.spec.training.sharding == "FSDP" else ""
-    console.print(
-        f"\n[italic]Memory of each GPU ({architecture.name}, {manifest.world_size} GPUs{sharded})", highlight=False
-    )
+    console.print()
+    console.print_line(f"Memory of each GPU ({architecture.name}, {manifest.world_size} GPUs{sharded})", style="italic")
     console.print(_memory_table(estimate, step_shape(manifest).micro_batch))
-    console.print(_enough(estimate.total), highlight=False)
+    console.print(_enough(estimate.total))
     if estimate.total > gpu_memory * GIGABYTE:
         with console.status("looking for settings that need less"):
-            console.print(_advice(manifest, architecture, gpu_memory), highlight=False)
+            console.print(_advice(manifest, architecture, gpu_memory))
     console.print()
-    console.print(_time(manifest, work, count_flops(architecture), gpu), highlight=False)
+    console.print(_time(manifest, work, count_flops(architecture), gpu))
     stored = count_stored(manifest, architecture, count_sizes(manifest, architecture))
     for line in _storage(manifest, stored):
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def _memory_table(estimate: MemoryEstimate, micro_batch: int) -> Table:
@@ -76,7 +74,7 @@ def _memory_table(estimate: MemoryEstimate, micro_batch: int) -> Table:
     for part in fields(estimate):
         if size := getattr(estimate, part.name):
             table.add_row(PARTS[part.name].format(micro_batch), _size(size))
-    table.add_row("[bold]at the peak", f"[bold]{_size(estimate.total)}")
+    table.add_row("at the peak", _size(estimate.total), style="bold")
     return table
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from dmd_api.manifest import DMDDistillation, manifest_hash
@@ -15,6 +14,7 @@ from dmd_api.stages import Stage, stages
 from dmd_trainer.planning.gpus import find_gpu
 from dmd_trainer.planning.teacher import architecture_of, at_hand
 from dmd_trainer.planning.work import Work, count_work
+from dmdctl.console import Console
 from dmdctl.display import duration
 from dmdctl.manifest_file import read_manifest
 from dmdctl.planning.gpu_plan import show_gpu_plan
@@ -55,7 +55,7 @@ def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None
     find_gpu(gpu)  # before the work
     architecture = architecture_of(manifest)
     console = Console()
-    console.print(f"[bold]{manifest.metadata.name}[/bold]  manifest {manifest_hash(manifest)}", highlight=False)
+    console.print_line((manifest.metadata.name, "bold"), f"  manifest {manifest_hash(manifest)}")
     console.print()
     console.print(_objects(manifest))
     work = count_work(manifest, architecture.scheduler if architecture else None)
@@ -68,7 +68,7 @@ def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None
     if trainer:
         show_gpu_plan(console, manifest, architecture, work, gpu, gpu_memory)
     else:
-        console.print("memory and time on GPUs: need the trainer; pip install 'dmd-operator[trainer]'", markup=False)
+        console.print_line("memory and time on GPUs: need the trainer; pip install 'dmd-operator[trainer]'")
 
 
 def _objects(manifest: DMDDistillation) -> Table:
@@ -150,5 +150,5 @@ def _work_table(manifest: DMDDistillation, work: Work, probe: Probe | None) -> T
             estimate = f"about {duration(seconds)}"
         table.add_row(str(stage), f"{forward:,.0f}", f"{backward:,.0f}" if backward else "", estimate)
     if probe is not None:
-        table.add_row("[bold]all", "", "", f"[bold]about {duration(total)}")
+        table.add_row("all", "", "", f"about {duration(total)}", style="bold")
     return table

@@ -1,7 +1,6 @@
 """The networks in whose feature spaces images are compared."""
 
 import hashlib
-import json
 from abc import abstractmethod
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dmd_api.errors import BadInputError
+from dmd_api.parsing import read_json_object
 from dmd_api.spec import Location
 from dmd_trainer.data.digits import DigitsClassifier
 from dmd_trainer.families.weights import read_weights
@@ -128,10 +128,7 @@ def to_bytes(images: Tensor) -> Tensor:
 def is_clip(path: Path) -> bool:
     """Returns whether a path is a CLIP model in transformers' format."""
     config = path / "config.json"
-    try:
-        return path.is_dir() and config.exists() and json.loads(config.read_text()).get("model_type") == "clip"
-    except (OSError, ValueError, AttributeError):
-        return False
+    return path.is_dir() and config.exists() and read_json_object(config).get("model_type") == "clip"
 
 
 def clip_digest(folder: Path) -> str:

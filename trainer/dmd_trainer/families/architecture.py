@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmd_api.errors import BadInputError
+from dmd_api.parsing import LARGEST_JSON, parse_json, read_json_object
 from dmd_trainer.families.family import Family
 from dmd_trainer.families.table import NETWORKS, PUBLISHED, find_family
 
@@ -132,12 +133,9 @@ def read_architecture(directory: Path) -> Architecture:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read ({error}); is the teacher in diffusers format?") from error
-    if not isinstance(content, dict):
-        raise BadInputError(f"{path}: is not a JSON object; is the teacher in diffusers format?")
-    return content
+        return read_json_object(path)
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: missing; is the teacher in diffusers format?") from error
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -149,7 +147,9 @@ def _count_parameters(path: Path) -> int:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(size, LONGEST_HEADER)))
+            header = parse_json(file.read(min(size, LARGEST_JSON + 1)), f"{path}: header")
         return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInputError(f"{path}: is no safetensors file ({type(error).__name__}); replace it") from error
+        raise BadInputError(
+            f"{path}: is no safetensors file ({type(error).__name__}); save the teacher again"
+        ) from error

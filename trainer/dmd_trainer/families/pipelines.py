@@ -1,10 +1,10 @@
 """Stock pipelines in a folder: parts of known classes alone, and none of the code that the folder may bring"""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dmd_api.errors import BadInputError
+from dmd_api.parsing import read_json_object
 from dmd_trainer.families.networks.song_unet import SongUNet
 
 TRANSFORMERS = (
@@ -36,10 +36,10 @@ def read_index(directory: Path) -> dict[str, Any]:
     """
     path = directory / "model_index.json"
     try:
-        index = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read ({error}); is it a diffusers pipeline?") from error
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        index = read_json_object(path)
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: missing; is it a diffusers pipeline?") from error
+    if not isinstance(index.get("_class_name"), str):
         raise BadInputError(f"{path}: names no class of diffusers; a pipeline with code of its own is not loaded")
     for part, value in index.items():
         if isinstance(value, list) and not _is_known(value):

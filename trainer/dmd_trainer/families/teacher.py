@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from dmd_api.errors import BadInputError
+from dmd_api.parsing import read_json_object
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.conditions.labels import ClassLabels, Unconditional
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
@@ -198,14 +198,9 @@ def _digest(directory: Path) -> str:
 
 def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        return read_json_object(path)
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: missing: {otherwise}; save one with DiffusionPipeline.save_pretrained") from error
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise BadInputError(f"{path}: is not a JSON object")
-    return content
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """The generator as a stock diffusers pipeline, loadable with no code of ours."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dmd_api.parsing import read_json_object
 from dmd_api.spec import Lora, Method
 from dmd_trainer.families.networks import ship_code
 from dmd_trainer.families.table import EXPORTED
@@ -81,5 +81,5 @@ def call_arguments(pipeline: str, steps: int = 1) -> dict[str, Any]:
 def exported_steps(folder: Path) -> int:
     """How many steps the generator in a pipeline's folder takes: only the scheduler of several steps says how many."""
     path = folder / "scheduler" / "scheduler_config.json"
-    scheduler = json.loads(path.read_text()) if path.exists() else {}
+    scheduler = read_json_object(path) if path.exists() else {}
     return int(scheduler["original_inference_steps"]) if scheduler.get("_class_name") == "LCMScheduler" else 1

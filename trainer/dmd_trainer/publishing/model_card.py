@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from dmd_api.errors import BadInputError
+from dmd_api.parsing import LARGEST_YAML, parse_yaml
+from dmd_api.text import markdown, neutral
 from dmd_trainer.families.teacher import Teacher
 
 METHODS = {
@@ -54,14 +60,12 @@ def model_card(teacher: Teacher, pipeline: str, call: Mapping[str, Any], facts: 
     if teacher.family.carries_code(teacher.denoiser.network):
         trusting = ", trust_remote_code=True"  # the network's file is in the folder
     evaluations = "One network evaluation makes" if steps == 1 else f"{steps} network evaluations make"
+    fields = {"license": licence, "library_name": "diffusers", "tags": ["one-step", "distilled", "dmd"]}
     return f"""---
-license: {licence}
-library_name: diffusers
-tags: [one-step, distilled, dmd]
----
-# {facts.name}
+{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---
+# {markdown(facts.name)}
 
-A {kind} generator, distilled from `{facts.teacher}` with {facts.method} by dmd-operator.
+A {kind} generator, distilled from {markdown(facts.teacher)} with {facts.method} by dmd-operator.
 {evaluations} an image.
 
 ```python
@@ -71,16 +75,22 @@ pipeline = {pipeline}.from_pretrained("THIS_FOLDER"{trusting})
 image = pipeline({arguments}{labels}).images[0]
 ```
 
-- FID: {facts.fid}
+- FID: {markdown(facts.fid)}
 - Manifest: {facts.manifest_hash}
-- Licence: the teacher's, {licence}.
+- Licence: the teacher's, {markdown(licence)}.
 """
 
 
 def _teacher_licence(directory: Path) -> str:
+    """The licence that the front matter of the teacher's own model card names."""
     card = directory / "README.md"
-    if card.exists():
-        for line in card.read_text().splitlines():
-            if line.startswith("license:"):
-                return line.removeprefix("license:").strip()
-    return "other"
+    with card.open("rb") if card.is_file() else BytesIO() as file:
+        text = file.read(LARGEST_YAML).decode(errors="ignore").replace("\r\n", "\n")
+    if not text.startswith("---\n"):
+        return "other"
+    try:
+        (fields,) = parse_yaml(text.removeprefix("---\n").partition("\n---")[0], str(card))
+    except (BadInputError, ValueError):  # a card is for people: no run ends because of one
+        return "other"
+    licence = fields.get("license") if isinstance(fields, dict) else None
+    return neutral(licence) if isinstance(licence, str) else "other"

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmd_api.text import neutral
 from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, ask, find_or_create_run, mlflow_client
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def _log_and_register(client: "MlflowClient", run: TrackedRun, run_id: str, entr
         input_example=_input_example(entry.condition),
         pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
     )
-    tags = {**entry.tags, GENERATOR_TAG: entry.sha256, RUN_KEY_TAG: run.key}
+    own = {GENERATOR_TAG: entry.sha256, RUN_KEY_TAG: run.key}
+    tags = {name: neutral(value) for name, value in entry.tags.items()} | own
     registered = mlflow.register_model(logged.model_uri, entry.name, await_registration_for=300, tags=tags)
     return str(registered.version)
 

@@ -1,9 +1,8 @@
 """The results of finished stages in a run's storage, which outlive pods, Jobs and whoever watched them."""
 
-import json
-
 from pydantic import ValidationError
 
+from dmd_api.errors import BadInputError
 from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import StageResult
 from dmd_api.stages import Stage
@@ -20,16 +19,19 @@ def read_result(storage: Storage, stage: Stage, manifest: DMDDistillation) -> St
     if not storage.exists(_key(stage)):
         return None
     try:
-        result = StageResult.model_validate_json(storage.read(_key(stage)))
-    except ValidationError:
-        return None
+        result = StageResult.model_validate(storage.read_json(_key(stage)))
+    except (BadInputError, ValidationError):
+        return None  # it is written again
     return None if stage is Stage.EVALUATE and not _same_gates(storage, manifest) else result
 
 
 def _same_gates(storage: Storage, manifest: DMDDistillation) -> bool:
-    asked = json.loads(storage.read("report.json"))["gates"] if storage.exists("report.json") else None
-    gates = [gate.model_dump() for gate in manifest.spec.gates]
-    return asked is not None and [{k: gate.get(k) for k in ("metric", "max", "min")} for gate in asked] == gates
+    wanted = [gate.model_dump() for gate in manifest.spec.gates]
+    try:
+        report = storage.read_json("report.json")
+        return [{field: gate.get(field) for field in ("metric", "max", "min")} for gate in report["gates"]] == wanted
+    except (BadInputError, KeyError, TypeError, AttributeError):
+        return False  # it is missing, or no report
 
 
 def _key(stage: Stage) -> str:

@@ -4,7 +4,6 @@ No reader ever sees half an object: files are renamed into place, and S3 shows a
 A key that is found in a storage is data, as all that is there: none leads out of it.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmd_api import runtime
 from dmd_api.errors import BadInputError, InfrastructureError
+from dmd_api.parsing import parse_json
 from dmd_api.paths import below
 from dmd_api.uris import STORAGE_SCHEMES, parse_uri
 from dmd_trainer.runtime.sources import is_own
@@ -67,10 +67,7 @@ class Storage(ABC):
         Raises:
             BadInputError: it is none; errors of `read` besides.
         """
-        try:
-            content = json.loads(self.read(key))
-        except (ValueError, RecursionError) as error:
-            raise BadInputError(f"{self.uri_of(key)}: is no JSON ({error}); remove it") from error
+        content = parse_json(self.read(key), self.uri_of(key))
         if not isinstance(content, dict):
             raise BadInputError(f"{self.uri_of(key)}: is no JSON object; remove it")
         return content

@@ -17,6 +17,7 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import parse_manifest
 from dmd_api.runtime import StageError, StageResult
 from dmd_api.stages import Stage
+from dmd_api.text import neutral
 from dmd_trainer.distributed.collectives import local_rank, start_process_group
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.finished import read_result, write_result
@@ -33,7 +34,9 @@ def main() -> ExitCode:
     stage = Stage(sys.argv[1])
     # Whatever a library asks of torch.load: weights come from elsewhere, and no pickle of theirs is run.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log = logging.StreamHandler()
+    log.setFormatter(_LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[log])
     end_with_parent()
     rank = _rank(stage)
     result = StageResult(stage=stage)
@@ -101,6 +104,13 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
     if stage.collective and rank == 0:
         write_result(context.storage, StageResult(stage=stage, result=result))
     return result
+
+
+class _LogFormatter(logging.Formatter):
+    """Logs end in terminals, and quote what libraries say of others' files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return neutral(super().format(record), "\n")
 
 
 def _json(text: str) -> object:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from dmd_api.errors import DMDError, InterruptedRunError
 from dmd_api.manifest import DMDDistillation, manifest_hash
+from dmd_api.text import neutral
 from dmd_trainer.runtime.storage import Storage
 from dmd_trainer.tracking.client import TrackedRun
 from dmd_trainer.tracking.sender import Sender
@@ -80,7 +81,7 @@ class Tracker:
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Logs parameters; long values are cut."""
-        self._spool.append("params", values={k: str(v)[:LONGEST_PARAMETER] for k, v in values.items()})
+        self._spool.append("params", values={k: neutral(str(v)[:LONGEST_PARAMETER]) for k, v in values.items()})
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Logs metrics of a generator update, with the present time."""
@@ -88,7 +89,7 @@ class Tracker:
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Sets tags of the run."""
-        self._spool.append("tags", values=dict(values))
+        self._spool.append("tags", values={k: neutral(v) for k, v in values.items()})
 
     def set_status(self, status: RunStatus) -> None:
         """Sets the run's status, after everything that was logged before."""
