@@ -137,4 +137,6 @@ def test_images_are_pinned_and_their_base_is_a_choice(name: str) -> None:
     (default,) = re.findall(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
     assert re.search(r":\d+\.\d+\S*$", default)
     assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${BASE}"}
-    assert text.count("pip install") == text.count("--constraint constraints.txt") + text.count("--no-deps")
+    pinned = ("--constraint constraints.txt", "--no-deps", "--requirement pip.txt")
+    assert text.count("pip install") == sum(text.count(option) for option in pinned)
+    assert "--hash=sha256:" in (ROOT / "images" / "pip.txt").read_text()
