@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dmd_api.spec import Lora, Method
+from dmd_trainer.diffusion.generator import generator_timesteps
 from dmd_trainer.families.networks import ship_code
+from dmd_trainer.families.parts import check_parts
 from dmd_trainer.families.table import EXPORTED
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.adapters import merged, save_lora
@@ -22,9 +24,12 @@ def check_exportable(teacher: Teacher, method: Method) -> None:
     """Says before training what could not be exported after it.
 
     Raises:
-        BadInputError: no stock pipeline calls such a network.
+        BadInputError: no stock pipeline calls such a network, or a part of the teacher's pipeline cannot be loaded.
     """
-    teacher.family.check_exportable(teacher.denoiser.prediction, teacher.num_class_embeds, method)
+    family, schedule = teacher.family, teacher.denoiser.schedule
+    check_parts(teacher.directory, family)
+    family.check_exportable(teacher.denoiser.prediction, teacher.num_class_embeds, method)
+    family.generator_scheduler(schedule, generator_timesteps(method, schedule))
 
 
 def generator_network(teacher: Teacher, weights: Mapping[str, Tensor], lora: Lora | None) -> nn.Module:
@@ -57,7 +62,8 @@ def export_pipeline(
     network: Any = generator_network(teacher, weights, lora)
     family = teacher.family
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline = family.generator_pipeline(teacher, network, timesteps)
+    scheduler = family.generator_scheduler(teacher.denoiser.schedule, timesteps)
+    pipeline = family.generator_pipeline(teacher, network, scheduler)
     pipeline.save_pretrained(folder, safe_serialization=True)
     if family.carries_code(network):
         ship_code(folder)
