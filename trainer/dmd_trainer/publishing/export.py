@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dmd_api.spec import Lora, Method
@@ -15,9 +16,8 @@ from dmd_trainer.families.parts import check_parts
 from dmd_trainer.families.table import EXPORTED
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.adapters import merged, save_lora
-from dmd_trainer.publishing.model_card import CardFacts, model_card
-
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+from dmd_trainer.publishing.licence import copy_licence
+from dmd_trainer.publishing.model_card import PICTURE, Call, CardFacts, model_card
 
 
 def check_exportable(teacher: Teacher, method: Method) -> None:
@@ -48,6 +48,7 @@ def export_pipeline(
     folder: Path,
     facts: CardFacts,
     lora: Lora | None = None,
+    dtype: str = "float32",
 ) -> None:
     """Writes the pipeline: one call of the network (or a few) turns noise into an image.
 
@@ -58,22 +59,25 @@ def export_pipeline(
         folder: where the pipeline goes; what is there is replaced.
         facts: for the model card.
         lora: where adapters were trained: they are multiplied into the weights, and written below `lora/` too.
+        dtype: what all weights are written in, as torch calls it.
     """
     network: Any = generator_network(teacher, weights, lora)
     family = teacher.family
     shutil.rmtree(folder, ignore_errors=True)
     scheduler = family.generator_scheduler(teacher.denoiser.schedule, timesteps)
     pipeline = family.generator_pipeline(teacher, network, scheduler)
+    # Some of the teacher's parts are loaded in the format of their files: without one for all, they do not fit.
+    pipeline.to(dtype=getattr(torch, dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
     if family.carries_code(network):
         ship_code(folder)
     if lora is not None:
-        save_lora(pipeline, teacher, lora, dict(weights), folder / "lora")
-    for pattern in LICENCES:
-        for file in teacher.directory.glob(pattern):
-            shutil.copy(file, folder / file.name)
-    name = type(pipeline).__name__
-    (folder / "README.md").write_text(model_card(teacher, name, family.call_arguments(len(timesteps)), facts))
+        save_lora(pipeline, teacher, lora, dict(weights), folder / "lora", getattr(torch, dtype))
+    copy_licence(teacher.directory, folder)
+    if facts.picture is not None:
+        (folder / PICTURE).write_bytes(facts.picture)
+    call = Call(type(pipeline).__name__, dtype, family.call_arguments(len(timesteps)))
+    (folder / "README.md").write_text(model_card(teacher, call, facts), "utf-8")
 
 
 def call_arguments(pipeline: str, steps: int = 1) -> dict[str, Any]:

@@ -30,7 +30,9 @@ class GeneratorModel(PythonModel):  # type: ignore[misc]
         absent = {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
         # A network that diffusers has no class for comes with its file, which is as much the model's own as this one.
         own_code = any(folder.glob("*/*.py"))
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder, trust_remote_code=own_code, **absent)
+        pipeline: Any = DiffusionPipeline.from_pretrained(
+            folder, torch_dtype=_dtype(folder), trust_remote_code=own_code, **absent
+        )
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         self.arguments = dict(context.model_config or {})
@@ -52,6 +54,14 @@ class GeneratorModel(PythonModel):  # type: ignore[misc]
             arguments["class_labels"] = [int(label) for label in model_input["class_label"]]
         images = self.pipeline(**arguments).images
         return pd.DataFrame({"png": [_base64_png(image) for image in images]})
+
+
+def _dtype(folder: Path) -> Any:
+    """The dtype of all weights: left to themselves, diffusers loads float32, and transformers what the files hold."""
+    from safetensors import safe_open
+
+    with safe_open(next(folder.glob("*/diffusion_pytorch_model*.safetensors")), "pt") as weights:
+        return weights.get_tensor(next(iter(weights.keys()))).dtype
 
 
 def _base64_png(image: Any) -> str:
