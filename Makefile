@@ -50,7 +50,7 @@ build-cluster: setup
 	$(BIN)/python -m tests.cluster build
 
 conformance: setup ## Hold every family of teachers, with every scheduler configuration, against diffusers' own pipelines
-	DMD_CONFORMANCE=1 $(BIN)/pytest -n 2 --dist loadscope tests/trainer/conformance $(ARGS)
+	DMD_CONFORMANCE=1 $(BIN)/pytest -n 2 --dist worksteal tests/trainer/conformance $(ARGS)
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)
