@@ -85,6 +85,7 @@ def test_licences_of_any_layout_are_copied(tiny_ddpm: Path, tmp_path: Path, file
         (b"---\nlicense: other\nlicense_name: x\nlicense_link: https://x\n---\n",
          {"license": "other", "license_name": "x", "license_link": "https://x"}),
         (b"---\n: [\n---\n", {"license": "other", "license_name": "the-teachers"}),
+        (b"---\ndate: 2024-99-99\n---\n", {"license": "other", "license_name": "the-teachers"}),
         (b"license: mit\n", {"license": "other", "license_name": "the-teachers"}),
         (None, {"license": "other", "license_name": "the-teachers"}),
     ],

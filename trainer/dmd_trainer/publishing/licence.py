@@ -41,7 +41,7 @@ def front_matter(card: Path) -> dict[str, Any]:
         text = card.read_text("utf-8-sig", errors="replace")
         found = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
         fields = yaml.safe_load(found[1]) if found else None
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):  # a date that is none is a ValueError
         return {}
     return fields if isinstance(fields, dict) else {}
 
