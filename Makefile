@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 NONE_CHOSEN = test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-control-plane build-cluster bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
+.PHONY: help setup demo test test-local test-control-plane build-cluster conformance bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-control-plane: setup
 
 build-cluster: setup
 	$(BIN)/python -m tests.cluster build
+
+conformance: setup ## Hold every family of teachers, with every scheduler configuration, against diffusers' own pipelines
+	DMD_CONFORMANCE=1 $(BIN)/pytest -n 2 --dist worksteal tests/trainer/conformance $(ARGS)
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -324,6 +324,14 @@ class Evaluation(PodSettings):
     batch_size: int = Field(250, ge=1, le=100_000, description="Images generated at once for a measurement.")
 
 
+class Export(Model):
+    """The pipeline that a generator is exported as."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="The format of all of its weights, adapters' too; the run measures it in float32."
+    )
+
+
 class Gate(Model):
     """A bound that the generator must keep for its model version to get the alias."""
 
@@ -425,6 +433,7 @@ class Spec(Model):
     gates: list[Gate] = Field(
         default_factory=list, max_length=16, description="Bounds that must hold for the model to get its alias."
     )
+    export: Export = Field(default_factory=Export, description="The pipeline that the generator is exported as.")
     workers: Workers = Field(default_factory=Workers, description="The processes that distil and evaluate.")
     pair_workers: PairWorkers = Field(default_factory=PairWorkers, description="The pods that make ODE pairs.")
     storage: Storage | None = Field(None, description="The storage of the run. Default: the operator's.")

@@ -16,14 +16,16 @@ from dmdctl.model.sample import sample_model
 from tests.trainer.text_teachers import make_sd
 
 
-@pytest.mark.parametrize("timesteps", [(999,), (999, 749, 499, 249)], ids=["one step", "four steps"])
+@pytest.mark.parametrize(
+    ("timesteps", "dtype"), [((999,), "float32"), ((999, 749, 499, 249), "float32"), ((999,), "float16")]
+)
 def test_a_folder_is_drawn_from_in_its_own_steps(
-    timesteps: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    timesteps: tuple[int, ...], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = load_teacher(make_sd(tmp_path / "sd"))
     folder = tmp_path / "generator"
     facts = CardFacts("x", "file:///t", "DMD2", "abc", "1")
-    export_pipeline(teacher, teacher.trainable_network().state_dict(), timesteps, folder, facts)
+    export_pipeline(teacher, teacher.trainable_network().state_dict(), timesteps, folder, facts, dtype=dtype)
     called: list[int] = []
     forward = UNet2DConditionModel.forward
 

@@ -21,6 +21,7 @@ from dmd_api.errors import InfrastructureError, InterruptedRunError
 from dmd_api.loading import parse_manifest
 from dmd_api.stages import Stage
 from dmd_api.text import neutral
+from dmd_trainer.evaluation.gallery import GENERATOR_PICTURE
 from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
@@ -153,6 +154,7 @@ def evaluated(manifest: dict[str, Any], uri: str, folder: Path) -> tuple[StageCo
     context = StageContext(
         Stage.EVALUATE, parse_manifest(manifest), "key", 1, storage, storage, scratch=folder / "scratch"
     )
+    storage.write(GENERATOR_PICTURE, b"a picture")
     report = Report(
         name="tiny",
         method="DMD",

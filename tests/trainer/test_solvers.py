@@ -3,6 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -50,11 +51,9 @@ def test_heun_agrees_with_an_independent_implementation() -> None:
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM", "DPMSolverMultistep"])
 def test_diffusers_solvers_sample_as_a_pipeline_would(name: str, tiny_ddpm: Path) -> None:
-    from dmd_trainer.diffusion.solvers import DIFFUSERS_SOLVERS
-
     teacher = load_teacher(tiny_ddpm)
     noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    scheduler = DIFFUSERS_SOLVERS[name].from_pretrained(tiny_ddpm, subfolder="scheduler")
+    scheduler = getattr(diffusers, f"{name}Scheduler").from_pretrained(tiny_ddpm, subfolder="scheduler")
     scheduler.set_timesteps(6)
     x = noise * scheduler.init_noise_sigma
     with torch.no_grad():

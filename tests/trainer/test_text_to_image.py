@@ -17,18 +17,15 @@ from PIL import Image
 
 from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
-from dmd_api.spec import Method, Prompts
+from dmd_api.spec import Prompts
 from dmd_api.stages import Stage
 from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.conditions.prompts import read_prompts
 from dmd_trainer.diffusion.default_solver import fitting_solvers
-from dmd_trainer.diffusion.generator import Generator, generator_timesteps
 from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.evaluation.timing import measure_throughput
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
-from dmd_trainer.publishing.export import call_arguments, check_exportable, export_pipeline
-from dmd_trainer.publishing.model_card import CardFacts
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.stages import inputs
 from tests.stages import run_stage_here
@@ -80,44 +77,6 @@ def test_the_teacher_draws_what_its_pipeline_draws(teacher: Teacher, tmp_path: P
     pipeline = load_pipeline(teacher.directory)
     expected = pipeline_images(pipeline, noise, num_inference_steps=STEPS, guidance_scale=3.0)
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-def test_an_exported_generator_draws_what_the_trainer_measures(teacher: Teacher, tmp_path: Path, steps: int) -> None:
-    method = Method(name="DMD2", generator_steps=steps)
-    if steps > 1 and fitting_solvers(teacher.denoiser.prediction) == ("FlowMatchEuler",):
-        with pytest.raises(BadInputError, match=r"spec\.method\.generatorSteps"):
-            check_exportable(teacher, method)
-        return
-    timesteps = generator_timesteps(method, teacher.denoiser.schedule)
-    network = teacher.trainable_network().requires_grad_(False)
-    torch.manual_seed(1)
-    for parameter in network.parameters():
-        parameter += 0.02 * torch.randn_like(parameter)
-    conditions = conditions_of(teacher, tmp_path)
-    condition = conditions.embed({"prompt": torch.tensor([0, 1])}, CPU)
-    noise = noise_of(teacher)
-    with torch.no_grad():
-        generator = Generator(teacher.denoiser.with_network(network), timesteps)
-        # The noise between steps is the sampler's own business: only the first step can be compared exactly.
-        sampled = generator.step(noise, condition, 0) if steps > 1 else generator(noise, condition)
-        expected = teacher.autoencoder.decode(sampled).clamp(-1, 1)
-    folder = tmp_path / "pipeline"
-    export_pipeline(teacher, network.state_dict(), timesteps, folder, CardFacts("x", "file:///t", "DMD", "abc", "1"))
-    pipeline = load_pipeline(folder)
-    if steps > 1:
-        pipeline.scheduler.set_timesteps(steps, original_inference_steps=steps)
-        assert pipeline.scheduler.timesteps.tolist() == list(timesteps)
-        level = int(pipeline.scheduler.timesteps[0])
-        output = generator.denoiser.call_network(
-            noise, teacher.denoiser.schedule.at(torch.tensor([level] * 2)), condition
-        )
-        x0 = pipeline.scheduler.step(output, level, noise).denoised
-        torch.testing.assert_close(teacher.autoencoder.decode(x0).clamp(-1, 1), expected, rtol=0, atol=5e-3)
-    else:
-        arguments = call_arguments(type(pipeline).__name__)
-        found = pipeline_images(pipeline, noise, **arguments)
-        torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])

@@ -101,11 +101,11 @@ class _Generator:
         from mlflow.pyfunc.model import PythonModelContext
 
         from dmd_trainer.families.pipelines import load_pipeline
-        from dmd_trainer.publishing.pyfunc import GeneratorModel
+        from dmd_trainer.publishing.pyfunc import GeneratorModel, weights_dtype
 
         self._model = GeneratorModel()
         self._context = PythonModelContext({"pipeline": str(pipeline)}, arguments)
-        self._model.use(load_pipeline(pipeline), arguments)
+        self._model.use(load_pipeline(pipeline, torch_dtype=weights_dtype(pipeline)), arguments)
         self.pipeline = parts = self._model.pipeline
         self.arguments = self._model.arguments
         self.takes_text = "tokenizer" in parts.components

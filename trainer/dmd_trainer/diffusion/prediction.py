@@ -21,16 +21,21 @@ def prediction_of(scheduler: Mapping[str, Any]) -> Prediction:
     """Reads it from a teacher's `scheduler/scheduler_config.json`.
 
     Raises:
-        BadInputError: diffusers knows no such prediction, or EDM's teachers make none such.
+        BadInputError: there is no such prediction, or EDM's teachers make none such.
     """
-    name = str(scheduler["_class_name"])
+    name = str(scheduler.get("_class_name"))
     if name.startswith("FlowMatch"):
         return Prediction.FLOW
     kind = str(scheduler.get("prediction_type", "epsilon"))
     if name.startswith(("EDM", "CMStochastic")):
         if kind != "epsilon":
-            raise BadInputError(f"scheduler_config.json: prediction_type {kind} of an EDM teacher is not supported")
+            raise BadInputError(
+                f"scheduler/scheduler_config.json: prediction_type {kind} of EDM's is not supported; epsilon is"
+            )
         return Prediction.EDM
     if kind not in {"epsilon", "v_prediction", "sample"}:
-        raise BadInputError(f"scheduler_config.json: prediction_type {kind} is not known to diffusers")
+        raise BadInputError(
+            f"scheduler/scheduler_config.json: prediction_type {kind} of {name} is not supported; "
+            "epsilon, v_prediction and sample are"
+        )
     return Prediction(kind)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
+from dmd_trainer.diffusion.prediction import Prediction, prediction_of
+from dmd_trainer.diffusion.understood import EDM, FILE, FLOW, check_understood, make_scheduler, value_of
 
 EDM_STEPS = 1000
 """How many Karras sigmas an EDM teacher's table has (DMD, arXiv 2311.18828, appendix B; the authors' code)."""
@@ -96,38 +97,32 @@ def schedule_from_scheduler(config: Mapping[str, Any]) -> Schedule:
         config: the contents of `scheduler/scheduler_config.json`.
 
     Raises:
-        BadInputError: the scheduler is of no family known here.
+        BadInputError: the scheduler is of no family known here, or has fields that are not understood.
     """
-    name = str(config.get("_class_name", ""))
-    if name.startswith("FlowMatch"):
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+    check_understood(config)
+    name = str(config["_class_name"])
+    if name in FLOW:
+        scheduler = make_scheduler(config, "FlowMatchEulerDiscreteScheduler")
         sigmas = scheduler.sigmas[: len(scheduler.timesteps)].flip(0).double()
         return Schedule(1 - sigmas, sigmas, scheduler.timesteps.flip(0).double(), config=config)
-    if name.startswith(("EDM", "CMStochastic")):
-        sigmas = karras_sigmas(
-            EDM_STEPS,
-            float(config.get("sigma_min", 0.002)),
-            float(config.get("sigma_max", 80.0)),
-            float(config.get("rho", 7.0)),
-        ).flip(0)
+    if name in EDM:
+        low, high, rho, sigma_data = (
+            float(value_of(config, field)) for field in ("sigma_min", "sigma_max", "rho", "sigma_data")
+        )
+        sigmas = karras_sigmas(EDM_STEPS, low, high, rho).flip(0)
         # EDM's networks are given ln(sigma) / 4; those of consistency models a thousand times that.
         scale = 250.0 if name.startswith("CMStochastic") else 0.25
-        return Schedule(
-            torch.ones_like(sigmas), sigmas, scale * sigmas.log(), float(config.get("sigma_data", 0.5)), scale, config
+        return Schedule(torch.ones_like(sigmas), sigmas, scale * sigmas.log(), sigma_data, scale, config)
+    products = make_scheduler(config).alphas_cumprod.double()
+    # Some classes leave 2^-24 of signal at the noisiest level of a zero terminal SNR, where others leave none.
+    no_signal = products[-1] == 0 or value_of(config, "rescale_betas_zero_snr")
+    if no_signal and prediction_of(config) == Prediction.EPSILON:
+        raise BadInputError(
+            f"{FILE}: rescale_betas_zero_snr: an image cannot be told from noise without signal by a network that "
+            "predicts the noise (prediction_type epsilon); set it to false, or prediction_type to what it predicts"
         )
-    if "beta_schedule" in config:
-        # Every variance-preserving scheduler of diffusers shares these betas; DDPM's makes the table.
-        wanted = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-        options = {key: config[key] for key in wanted if key in config}
-        products = DDPMScheduler(
-            **options, rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False))
-        ).alphas_cumprod.double()
-        times = torch.arange(len(products), dtype=torch.float64)
-        return Schedule(products.sqrt(), (1 - products).sqrt(), times, config=config)
-    raise BadInputError(
-        f"the teacher's scheduler {name or '(without a _class_name)'} is of no known family; "
-        "known are the variance-preserving ones (DDPM, DDIM, PNDM, ...), EDM, CMStochasticIterative and FlowMatch"
-    )
+    times = torch.arange(len(products), dtype=torch.float64)
+    return Schedule(products.sqrt(), (1 - products).sqrt(), times, config=config)
 
 
 def middle_indices(length: int, fraction: float = 0.96) -> tuple[int, int]:

@@ -1,26 +1,20 @@
 """Deterministic samplers: from noise to the teacher's image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    PNDMScheduler,
-)
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
 from dmd_trainer.diffusion.default_solver import fitting_solvers
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Guided, X0Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, Schedule, karras_sigmas, per_sample
+from dmd_trainer.diffusion.understood import FILE, TABLE, defaults, make_scheduler, value_of
 
 Solver = Callable[[Tensor, Condition], Tensor]
 """(unit-variance noise [B, C, H, W], condition) -> the teacher's images or latents [B, C, H, W]."""
-
-DIFFUSERS_SOLVERS = {"DDIM": DDIMScheduler, "PNDM": PNDMScheduler, "DPMSolverMultistep": DPMSolverMultistepScheduler}
 
 
 def teacher_solver(
@@ -45,19 +39,58 @@ def teacher_solver(
         raise BadInputError(
             f"spec.method.regression.solver: {name} does not fit this teacher; use {' or '.join(fitting)}"
         )
-    if name == "Heun":
-        return lambda noise, condition: heun(guided, denoiser.schedule, noise, condition, steps)
-    if name == "FlowMatchEuler":
-        return lambda noise, condition: flow_euler(denoiser, guided, noise, condition, steps)
-    scheduler_class = DIFFUSERS_SOLVERS[name]
-    return lambda noise, condition: solve_with_scheduler(
-        denoiser,
-        guided,
-        scheduler_class.from_config(dict(denoiser.schedule.config)),
-        noise,
-        condition,
-        steps,
-    )
+
+    def solve(predict: X0Prediction, noise: Tensor, condition: Condition) -> Tensor:
+        if name == "Heun":
+            return heun(predict, denoiser.schedule, noise, condition, steps)
+        if name == "FlowMatchEuler":
+            return flow_euler(denoiser, predict, noise, condition, steps)
+        return solve_with_scheduler(
+            denoiser, predict, _solver_scheduler(denoiser.schedule, name), noise, condition, steps
+        )
+
+    _rehearse(solve, denoiser.schedule, name, steps)
+    return lambda noise, condition: solve(guided, noise, condition)
+
+
+def _rehearse(solve: Callable[..., Tensor], schedule: Schedule, name: str, steps: int) -> None:
+    """Takes all steps with a made-up prediction: a scheduler that cannot take them says so only when it does.
+
+    Raises:
+        BadInputError: it raises, asks for a noise level that the teacher does not have, or its result is not finite.
+    """
+    try:
+        noise = torch.ones(1, 1, 8, 8, device=schedule.sigmas.device)
+        reason = "" if solve(lambda x, *_: x / 2, noise, {}).isfinite().all() else "its result is not finite"
+    except (ArithmeticError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if reason:
+        raise BadInputError(
+            f"spec.method.regression.solver: {steps} steps of {name} cannot be taken with the teacher's {FILE} "
+            f"({reason}); name another solver or another number of steps, or correct the file"
+        )
+
+
+def _solver_scheduler(schedule: Schedule, name: str) -> Any:
+    """One of diffusers' solvers, made of the teacher's scheduler configuration as a pipeline makes it.
+
+    Raises:
+        BadInputError: it would step through another noise schedule than the teacher's.
+    """
+    # Pairs are points of the probability-flow ODE: of a sampler that adds noise, the form that does not.
+    algorithm = str(schedule.config.get("algorithm_type", ""))
+    ode = {"algorithm_type": algorithm.removeprefix("sde-")} if algorithm.startswith("sde-") else {}
+    scheduler = make_scheduler(schedule.config, f"{name}Scheduler", **ode)
+    products = schedule.alphas.cpu() ** 2
+    found = scheduler.alphas_cumprod.double()
+    if len(found) != len(products) or not torch.allclose(found, products, rtol=0, atol=1e-6):
+        known = defaults(f"{name}Scheduler")
+        unknown = ", ".join(field for field in TABLE if value_of(schedule.config, field) and field not in known)
+        raise BadInputError(
+            f"spec.method.regression.solver: {name} does not step through the teacher's noise schedule"
+            f"{f': it knows no {unknown}' if unknown else ''}; name another solver"
+        )
+    return scheduler
 
 
 def guide(denoiser: Denoiser, scale: float, negative: Condition | None) -> Guided:
@@ -79,7 +112,7 @@ def heun(denoiser: X0Prediction, schedule: Schedule, noise: Tensor, condition: C
 
     Args:
         denoiser: the teacher, guided or not.
-        schedule: its EDM schedule; the Karras sigmas run between its ends (rho = 7).
+        schedule: its EDM schedule; the Karras sigmas run between its ends, with its rho (7 by default).
         noise: [B, C, H, W] with unit variance.
         condition: the teacher's condition, each [B, ...].
         steps: solver steps; network evaluations are 2 steps - 1.
@@ -87,7 +120,8 @@ def heun(denoiser: X0Prediction, schedule: Schedule, noise: Tensor, condition: C
     Returns:
         The solution x_0 [B, C, H, W].
     """
-    sigmas = karras_sigmas(steps, float(schedule.sigmas[0]), float(schedule.sigmas[-1])).to(noise.device)
+    rho = float(schedule.config.get("rho", 7.0))
+    sigmas = karras_sigmas(steps, float(schedule.sigmas[0]), float(schedule.sigmas[-1]), rho).to(noise.device)
     sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
@@ -107,7 +141,7 @@ def heun(denoiser: X0Prediction, schedule: Schedule, noise: Tensor, condition: C
 def solve_with_scheduler(
     denoiser: Denoiser,
     guided: X0Prediction,
-    scheduler: DDIMScheduler | PNDMScheduler | DPMSolverMultistepScheduler,
+    scheduler: Any,
     noise: Tensor,
     condition: Condition,
     steps: int,
@@ -117,7 +151,7 @@ def solve_with_scheduler(
     Args:
         denoiser: the teacher's, whose scalings turn x0 predictions back into what the scheduler reads.
         guided: what predicts x0: `denoiser`, or its guided form.
-        scheduler: made from the teacher's scheduler configuration; left in its final state.
+        scheduler: diffusers', made from the teacher's scheduler configuration; left in its final state.
         noise: [B, C, H, W] with unit variance.
         condition: the teacher's condition, each [B, ...].
         steps: solver steps.
@@ -149,8 +183,10 @@ def flow_euler(denoiser: Denoiser, guided: X0Prediction, noise: Tensor, conditio
     Returns:
         The solution x_0 [B, C, H, W].
     """
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(denoiser.schedule.config))
-    scheduler.set_timesteps(steps)
+    # The ODE's sampler: one that adds noise makes no pairs.
+    config = denoiser.schedule.config
+    scheduler = make_scheduler(config, "FlowMatchEulerDiscreteScheduler", stochastic_sampling=False)
+    scheduler.set_timesteps(steps, mu=_dynamic_shift(scheduler.config, denoiser, noise))
     x = noise
     for time, sigma in zip(scheduler.timesteps, scheduler.sigmas.double(), strict=False):
         levels = sigma.to(denoiser.schedule.sigmas.device).expand(len(x))
@@ -158,3 +194,14 @@ def flow_euler(denoiser: Denoiser, guided: X0Prediction, noise: Tensor, conditio
         velocity = (x - guided(x, level, condition)) / per_sample(level.sigma, x)
         x = scheduler.step(velocity, time, x, return_dict=False)[0]
     return x
+
+
+def _dynamic_shift(scheduler: Mapping[str, Any], denoiser: Denoiser, noise: Tensor) -> float | None:
+    """What pipelines tell a scheduler whose shift depends on the image's size: linear in the number of patches."""
+    if not scheduler["use_dynamic_shifting"]:
+        return None
+    network: Any = denoiser.network
+    patches = noise.shape[-2] * noise.shape[-1] // network.config.patch_size**2
+    low, high = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+    slope = (scheduler["max_shift"] - scheduler["base_shift"]) / (high - low)
+    return float(scheduler["base_shift"] + slope * (patches - low))

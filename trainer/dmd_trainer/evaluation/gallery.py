@@ -12,6 +12,7 @@ from dmd_trainer.evaluation.report import Report
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.storage import Storage
 
+GENERATOR_PICTURE = "samples/generator.png"
 COLUMNS = 16
 DIVISORS = (16, 8, 4, 2)
 

@@ -1,6 +1,8 @@
 """Between images and what a teacher denoises: latents, or the images themselves."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +32,19 @@ class Autoencoder(Pixels):
 
     Args:
         directory: a pipeline with `vae/`.
+        statistics: from the VAE's configuration to the mean and standard deviation that the pipeline reads there.
         dtype: what its weights are kept in.
 
     Raises:
         BadInputError: there is none, or it cannot be loaded.
     """
 
-    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        statistics: Callable[[Mapping[str, Any]], tuple[Sequence[float], Sequence[float]]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         from diffusers import AutoencoderKL
 
@@ -54,7 +62,11 @@ class Autoencoder(Pixels):
         self.scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.image_channels = int(self.vae.config.out_channels)
         self._factor = float(self.vae.config.scaling_factor)
-        self._shift = float(self.vae.config.shift_factor or 0.0)
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in statistics(self.vae.config))
+        self._mean: Tensor
+        self._std: Tensor
+        self.register_buffer("_mean", mean)
+        self.register_buffer("_std", std)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] of latents; with gradients, one at a time, its activations made again.
@@ -66,11 +78,13 @@ class Autoencoder(Pixels):
         return torch.cat([checkpoint(self._decode, part, use_reentrant=False) for part in latents.split(1)])
 
     def _decode(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.vae.decode((latents / self._factor + self._shift).to(self.dtype), return_dict=False)[0]
+        images: Tensor = self.vae.decode(
+            (latents * self._std / self._factor + self._mean).to(self.dtype), return_dict=False
+        )[0]
         return images.to(latents.dtype)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]: the mode of what the encoder says."""
         mode = self.vae.encode(images.to(self.dtype)).latent_dist.mode()
-        return ((mode - self._shift) * self._factor).to(images.dtype)
+        return ((mode - self._mean) * self._factor / self._std).to(images.dtype)

@@ -12,6 +12,7 @@ from dmd_trainer.families.family import GROUPS, HEAD_WIDTH, Config, Family, refu
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dmd_trainer.diffusion.schedules import Schedule
     from dmd_trainer.families.teacher import Teacher
 
 PIXELS = 32
@@ -24,6 +25,7 @@ class DDPM(Family):
     networks: ClassVar[tuple[str, ...]] = ("UNet2DModel",)
     exports: ClassVar[tuple[str, ...]] = ("DDIMPipeline",)
     published: ClassVar[Mapping[str, str]] = {"ddpm-cifar10": "ddpm-cifar10-32"}
+    understood: ClassVar[Mapping[str, tuple[Any, ...]]] = {"class_embed_type": (None,)}
 
     def empty_conditions(self, network: Config, batch: int) -> "dict[str, Tensor]":
         import torch
@@ -46,15 +48,16 @@ class DDPM(Family):
                 "variance-preserving schedule, so its generator could not be loaded without our code; use an EDM "
                 "teacher, or an unconditional one"
             )
-        if prediction == Prediction.FLOW:
-            raise BadInputError("spec.teacher.uri: diffusers has no flow-matching pipeline for a UNet2DModel")
 
-    def generator_pipeline(self, teacher: "Teacher", network: Any, timesteps: Sequence[int]) -> Any:
-        from diffusers import DDIMPipeline
-
+    def generator_scheduler(self, schedule: "Schedule", timesteps: Sequence[int]) -> Any:
         from dmd_trainer.families.generator_schedulers import one_step_ddim
 
-        return DDIMPipeline(network, one_step_ddim(teacher.denoiser.schedule, timesteps[0]))
+        return one_step_ddim(schedule, timesteps[0])
+
+    def generator_pipeline(self, teacher: "Teacher", network: Any, scheduler: Any) -> Any:
+        from diffusers import DDIMPipeline
+
+        return DDIMPipeline(network, scheduler)
 
     def call_arguments(self, steps: int) -> dict[str, Any]:
         return {"num_inference_steps": steps, "eta": 0.0}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dmd_api.errors import BadInputError
 from dmd_api.spec import Method
 from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.families.ddpm import DDPM, PIXELS, shrink_levels
@@ -11,6 +12,7 @@ from dmd_trainer.families.family import Config, refuse_steps
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dmd_trainer.diffusion.schedules import Schedule
     from dmd_trainer.families.teacher import Teacher
 
 CONSISTENCY_TIME_SCALE = 250.0
@@ -26,6 +28,8 @@ class EDM(DDPM):
         "adm-imagenet64": "edm-imagenet-64x64",
         "edm-cifar10": "edm-cifar10-32x32",
     }
+
+    predictions: ClassVar[tuple[Prediction, ...]] = (Prediction.EDM,)
 
     def matches(self, network: Config, scheduler: Config) -> bool:
         edm = str(scheduler.get("_class_name", "")).startswith(("EDM", "CMStochastic"))
@@ -47,20 +51,35 @@ class EDM(DDPM):
     def check_exportable(self, prediction: Prediction, classes: int | None, method: Method) -> None:
         refuse_steps(method)
 
-    def generator_pipeline(self, teacher: "Teacher", network: Any, timesteps: Sequence[int]) -> Any:
-        """EDM's scalings are the scheduler's boundary condition where sigma_min is 0."""
+    def check_configurations(self, network: Config, scheduler: Config) -> None:
+        super().check_configurations(network, scheduler)
+        # diffusers' network divides its output by the time that it is told, which a consistency pipeline scales.
+        if network["_class_name"] != "SongUNet" and network.get("time_embedding_type", "positional") != "positional":
+            raise BadInputError(
+                f"unet/config.json: time_embedding_type {network['time_embedding_type']!r} of a UNet2DModel with EDM's "
+                "schedule is not supported, only positional; use another teacher"
+            )
+
+    def generator_scheduler(self, schedule: "Schedule", timesteps: Sequence[int]) -> Any:
+        """EDM's scalings are this scheduler's boundary condition where sigma_min is 0."""
+        from diffusers import CMStochasticIterativeScheduler
+
+        return CMStochasticIterativeScheduler(
+            num_train_timesteps=2,
+            sigma_min=0.0,
+            sigma_max=float(schedule.sigmas[timesteps[0]]),
+            sigma_data=schedule.sigma_data,
+        )
+
+    def generator_pipeline(self, teacher: "Teacher", network: Any, scheduler: Any) -> Any:
         import torch
-        from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
+        from diffusers import ConsistencyModelPipeline
 
         schedule = teacher.denoiser.schedule
-        first = float(schedule.sigmas[timesteps[0]])
         if self.carries_code(network):
             network.register_to_config(time_scale=schedule.time_scale / CONSISTENCY_TIME_SCALE)
         elif schedule.time_scale != CONSISTENCY_TIME_SCALE:
-            _fold_time(network, schedule.time_scale * torch.tensor(first).log())
-        scheduler = CMStochasticIterativeScheduler(
-            num_train_timesteps=2, sigma_min=0.0, sigma_max=first, sigma_data=schedule.sigma_data
-        )
+            _fold_time(network, schedule.time_scale * torch.tensor(scheduler.config.sigma_max).log())
         return ConsistencyModelPipeline(network, scheduler)
 
     def carries_code(self, network: Any) -> bool:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from dmd_api.errors import BadInputError
 from dmd_api.spec import Method
-from dmd_trainer.diffusion.prediction import Prediction
+from dmd_trainer.diffusion.prediction import Prediction, prediction_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from dmd_trainer.diffusion.denoiser import Condition
+    from dmd_trainer.diffusion.schedules import Schedule
     from dmd_trainer.families.teacher import Teacher
 
 Config = Mapping[str, Any]
@@ -54,6 +55,9 @@ class Family(ABC):
         encoders: the classes of a shrunken pipeline's text encoders, by name.
         absent: parts that a shrunken pipeline is complete without.
         adapted_layers: the layers that low-rank adapters are added to, by the ends of their names.
+        predictions: what its pipelines let a network predict.
+        understood: the fields of a network's configuration that change how it is called, with the values that are
+            understood; the network itself is diffusers' own and reads all others.
     """
 
     networks: ClassVar[tuple[str, ...]]
@@ -64,6 +68,8 @@ class Family(ABC):
     encoders: ClassVar[tuple[str, ...]] = ()
     absent: ClassVar[tuple[str, ...]] = ()
     adapted_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    predictions: ClassVar[tuple[Prediction, ...]] = (Prediction.EPSILON, Prediction.V, Prediction.SAMPLE)
+    understood: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     @property
     def takes_text(self) -> bool:
@@ -93,6 +99,38 @@ class Family(ABC):
         if network.mid_block is None:
             return None
         return Tap(network.mid_block, int(network.config.block_out_channels[-1]))
+
+    def check_configurations(self, network: Config, scheduler: Config) -> None:
+        """Refuses what the family's pipelines do not do, or do in a way that is not known here.
+
+        Raises:
+            BadInputError: the schedule is another family's, or a field of the network's is not understood.
+        """
+        prediction = prediction_of(scheduler)
+        if prediction not in self.predictions:
+            raise BadInputError(
+                f"scheduler/scheduler_config.json: no pipeline of diffusers that is supported calls a "
+                f"{network['_class_name']} with a {scheduler.get('_class_name')} ({prediction}); use a teacher whose "
+                f"network predicts {' or '.join(self.predictions)}"
+            )
+        for field, values in self.understood.items():
+            if network.get(field) not in values:
+                raise BadInputError(
+                    f"{self.part}/config.json: {field} {network.get(field)!r} is not supported, only "
+                    f"{' or '.join(map(str, values))}; use another teacher"
+                )
+
+    def pipeline_scheduler(self, scheduler: Config) -> Config:
+        """The scheduler's configuration as a pipeline leaves it.
+
+        Raises:
+            BadInputError: the pipeline does with it what no teacher was trained for.
+        """
+        return scheduler
+
+    def latent_statistics(self, vae: Config) -> "tuple[Sequence[float], Sequence[float]]":
+        """The mean and the standard deviation of a VAE's latents, [1] or [C], as the pipeline's decoding reads them."""
+        return [0.0], [1.0]
 
     @abstractmethod
     def empty_conditions(self, network: Config, batch: int) -> "dict[str, Tensor]":
@@ -132,13 +170,25 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def generator_pipeline(self, teacher: "Teacher", network: Any, timesteps: Sequence[int]) -> Any:
+    def generator_scheduler(self, schedule: "Schedule", timesteps: Sequence[int]) -> Any:
+        """A stock scheduler that calls a generator at its own noise levels.
+
+        Args:
+            schedule: the teacher's.
+            timesteps: its indices that the generator is called at, noisiest first.
+
+        Raises:
+            BadInputError: no scheduler calls it there.
+        """
+
+    @abstractmethod
+    def generator_pipeline(self, teacher: "Teacher", network: Any, scheduler: Any) -> Any:
         """A stock diffusers pipeline that draws with the generator's network.
 
         Args:
             teacher: whose schedule and other parts it has.
             network: the generator's, on the CPU.
-            timesteps: the indices of the schedule that it is called at, noisiest first.
+            scheduler: of `generator_scheduler`.
         """
 
     def carries_code(self, network: Any) -> bool:

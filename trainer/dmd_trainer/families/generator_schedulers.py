@@ -1,16 +1,12 @@
 """Stock schedulers that call a generator at its own noise levels, and nowhere else."""
 
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 
 from dmd_api.errors import BadInputError
 from dmd_trainer.diffusion.schedules import Schedule
-
-REPLACED = ("num_train_timesteps", "trained_betas", "original_inference_steps", "timestep_scaling")
 
 
 def one_step_ddim(schedule: Schedule, timestep: int) -> DDIMScheduler:
@@ -26,8 +22,8 @@ def one_step_ddim(schedule: Schedule, timestep: int) -> DDIMScheduler:
     )
 
 
-def one_step_flow(config: Mapping[str, Any], schedule: Schedule, timestep: int) -> FlowMatchEulerDiscreteScheduler:
-    """Euler's sampler, whose one step starts at sigma = 1, whatever the shift.
+def one_step_flow(schedule: Schedule, timestep: int) -> FlowMatchEulerDiscreteScheduler:
+    """Euler's sampler, whose one step starts at sigma = 1, the noisiest level under any shift.
 
     Raises:
         BadInputError: the generator is called elsewhere.
@@ -36,27 +32,33 @@ def one_step_flow(config: Mapping[str, Any], schedule: Schedule, timestep: int) 
         raise BadInputError(
             "spec.method.generatorTimestep: flow-matching generators are called at the noisiest; leave it out"
         )
-    return FlowMatchEulerDiscreteScheduler.from_config(config)
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=len(schedule))
 
 
-def several_step_lcm(config: Mapping[str, Any], schedule: Schedule, timesteps: Sequence[int]) -> LCMScheduler:
-    """LCM's sampler, which adds fresh noise between the steps, with steps at `timesteps`.
+def several_step_lcm(schedule: Schedule, timesteps: Sequence[int]) -> LCMScheduler:
+    """LCM's sampler, which adds fresh noise between the steps, with steps at `timesteps`, noisiest first.
 
-    Args:
-        config: of the teacher's own scheduler.
-        schedule: the teacher's.
-        timesteps: its indices, noisiest first.
+    Raises:
+        BadInputError: it cannot be brought to take them.
     """
-    config = {**config, "clip_sample": False, "set_alpha_to_one": True}
-    taken = inspect.signature(LCMScheduler).parameters
-    return LCMScheduler(
-        **{k: v for k, v in config.items() if k in taken and k not in REPLACED},
+    steps = len(timesteps)
+    scheduler = LCMScheduler(
         num_train_timesteps=timesteps[0] + 1,
         trained_betas=_betas(schedule, timesteps[0]),
-        original_inference_steps=len(timesteps),
+        prediction_type=schedule.config.get("prediction_type", "epsilon"),
+        original_inference_steps=steps,
+        steps_offset=1,  # of no consequence, as above
+        set_alpha_to_one=True,
         # Consistency models blend the input in at small times; the generator's image is taken as it is.
         timestep_scaling=1e6,
     )
+    scheduler.set_timesteps(steps)
+    if scheduler.timesteps.tolist() != list(timesteps):
+        raise BadInputError(
+            f"spec.method.generatorSteps: {steps} steps do not divide the {timesteps[0] + 1} levels below "
+            "generatorTimestep evenly, and diffusers' sampler takes no others; choose a divisor"
+        )
+    return scheduler
 
 
 def _betas(schedule: Schedule, timestep: int) -> list[float]:

@@ -2,16 +2,21 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dmd_api.errors import BadInputError
+from dmd_api.spec import Method
+from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.families.family import HEAD_WIDTH, WIDTH, Config, Tap
 from dmd_trainer.families.stable_diffusion import LATENTS, PROMPT_TOKENS, StableDiffusion
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from dmd_trainer.diffusion.schedules import Schedule
 
 T5_TOKENS = 256
 """What the pipeline lets T5 read of a prompt, beside CLIP's tokens."""
@@ -27,6 +32,28 @@ class SD3(StableDiffusion):
     published: ClassVar[Mapping[str, str]] = {"sd3": "stable-diffusion-3-medium"}
     encoders: ClassVar[tuple[str, ...]] = ("CLIPTextModelWithProjection", "CLIPTextModelWithProjection")
     absent: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
+    predictions: ClassVar[tuple[Prediction, ...]] = (Prediction.FLOW,)
+    understood: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    def pipeline_scheduler(self, scheduler: Config) -> Config:
+        return scheduler
+
+    def latent_statistics(self, vae: Config) -> "tuple[Sequence[float], Sequence[float]]":
+        if vae.get("shift_factor") is None:
+            raise BadInputError("vae/config.json: shift_factor is missing, which the pipeline needs; write it there")
+        return [float(vae["shift_factor"])], [1.0]
+
+    def check_exportable(self, prediction: Prediction, classes: int | None, method: Method) -> None:
+        if method.generator_steps > 1:
+            raise BadInputError(
+                "spec.method.generatorSteps: diffusers has no sampler that adds fresh noise between the steps of a "
+                "flow-matching generator; leave it at 1"
+            )
+
+    def generator_scheduler(self, schedule: "Schedule", timesteps: Sequence[int]) -> Any:
+        from dmd_trainer.families.generator_schedulers import one_step_flow
+
+        return one_step_flow(schedule, timesteps[0])
 
     def blocks(self, network: Any) -> "list[nn.Module]":
         return list(network.transformer_blocks)

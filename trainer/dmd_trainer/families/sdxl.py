@@ -1,10 +1,10 @@
 """Stable Diffusion XL: latents, two CLIP text encoders, and the picture's size as a condition (arXiv 2307.01952)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmd_trainer.families.family import WIDTH, Config
-from dmd_trainer.families.stable_diffusion import StableDiffusion
+from dmd_trainer.families.stable_diffusion import StableDiffusion, unclipped
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +26,20 @@ class SDXL(StableDiffusion):
     published: ClassVar[Mapping[str, str]] = {"sdxl": "stable-diffusion-xl-base"}
     encoders: ClassVar[tuple[str, ...]] = ("CLIPTextModel", "CLIPTextModelWithProjection")
     absent: ClassVar[tuple[str, ...]] = ()
+    understood: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **StableDiffusion.understood,
+        "addition_embed_type": ("text_time",),
+    }
 
     def matches(self, network: Config, scheduler: Config) -> bool:
         return super().matches(network, scheduler) and network.get("addition_embed_type") == "text_time"
+
+    def pipeline_scheduler(self, scheduler: Config) -> Config:
+        return unclipped(scheduler)
+
+    def latent_statistics(self, vae: Config) -> "tuple[Sequence[float], Sequence[float]]":
+        mean, std = vae.get("latents_mean"), vae.get("latents_std")
+        return super().latent_statistics(vae) if mean is None or std is None else (mean, std)
 
     def empty_conditions(self, network: Config, batch: int) -> "dict[str, Tensor]":
         import torch

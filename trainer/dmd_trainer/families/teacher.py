@@ -118,10 +118,9 @@ def load_teacher(
     Raises:
         BadInputError: it is no diffusers pipeline, or one of its parts is missing or of a kind not known here.
     """
-    _read_json(directory / "model_index.json", "the teacher is not a diffusers pipeline")
-    scheduler = _read_json(directory / "scheduler" / "scheduler_config.json", "the teacher has no scheduler/")
+    scheduler = _read_config(directory, "scheduler", "scheduler_config.json")
     family = _family(directory, scheduler)
-    schedule = schedule_from_scheduler(scheduler)
+    schedule = schedule_from_scheduler(family.pipeline_scheduler(scheduler))
     network = _load_network(directory, family).requires_grad_(False)
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
@@ -129,7 +128,7 @@ def load_teacher(
         raise BadInputError(
             f"{directory}/{family.part}/config.json: needs a sample_size and as many out_channels as in_channels"
         )
-    autoencoder = Autoencoder(directory, WEIGHTS[weights]) if family.takes_text else Pixels()
+    autoencoder = Autoencoder(directory, family.latent_statistics, WEIGHTS[weights]) if family.takes_text else Pixels()
     place_network(network, torch.device(device), weights, offload)
     classes = getattr(network.config, "num_class_embeds", None)
     return Teacher(
@@ -152,17 +151,33 @@ def load_teacher(
 
 def _family(directory: Path, scheduler: dict[str, Any]) -> Family:
     part = "transformer" if (directory / "transformer").is_dir() else "unet"
-    config = _read_json(directory / part / "config.json", "the teacher has no unet/")
+    config = _read_config(directory, part)
     family = find_family(config, scheduler)
     if family is None or family.part != part:
         raise BadInputError(
             f"{directory}/{part}: {config.get('_class_name')} is not supported; use a {' or '.join(NETWORKS)}"
         )
+    if family.takes_text and (kind := _read_config(directory, "vae")["_class_name"]) != "AutoencoderKL":
+        # Loaded as the one that is known it would have random weights.
+        raise BadInputError(f"{directory}/vae: a {kind} is not supported, only AutoencoderKL; use another teacher")
+    family.check_configurations(config, scheduler)
     return family
 
 
+def _read_config(directory: Path, part: str, file: str = "config.json") -> dict[str, Any]:
+    """A part's configuration; its class is the one that diffusers would make of it, the index's."""
+    index = _read_json(directory / "model_index.json", "the teacher is not a diffusers pipeline")
+    path = directory / part / file
+    config = _read_json(path, f"the teacher has no {part}/")
+    entry = index.get(part)
+    named, own = entry[1] if isinstance(entry, list) and len(entry) == 2 else None, config.get("_class_name")
+    if named is not None and own not in (None, named):
+        raise BadInputError(f"{path}: a {own}, but model_index.json says {named}; make them agree")
+    return {**config, "_class_name": own or named}
+
+
 def _load_network(directory: Path, family: Family) -> Any:
-    config = _read_json(directory / family.part / "config.json", "the teacher has no network")
+    config = _read_config(directory, family.part)
     try:
         network = family.network_class(config).from_pretrained(directory, subfolder=family.part, use_safetensors=True)
     except Exception as error:  # diffusers raises nearly anything at what it cannot load

@@ -5,27 +5,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dmd_api.parsing import read_json_object
 from dmd_api.spec import Lora, Method
+from dmd_trainer.diffusion.generator import generator_timesteps
 from dmd_trainer.families.networks import ship_code
+from dmd_trainer.families.parts import check_parts
 from dmd_trainer.families.table import EXPORTED
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.adapters import merged, save_lora
-from dmd_trainer.publishing.model_card import CardFacts, model_card
-from dmd_trainer.runtime.sources import is_own
-
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+from dmd_trainer.publishing.licence import copy_licence
+from dmd_trainer.publishing.model_card import PICTURE, Call, CardFacts, model_card
 
 
 def check_exportable(teacher: Teacher, method: Method) -> None:
     """Says before training what could not be exported after it.
 
     Raises:
-        BadInputError: no stock pipeline calls such a network.
+        BadInputError: no stock pipeline calls such a network, or a part of the teacher's pipeline cannot be loaded.
     """
-    teacher.family.check_exportable(teacher.denoiser.prediction, teacher.num_class_embeds, method)
+    family, schedule = teacher.family, teacher.denoiser.schedule
+    check_parts(teacher.directory, family)
+    family.check_exportable(teacher.denoiser.prediction, teacher.num_class_embeds, method)
+    family.generator_scheduler(schedule, generator_timesteps(method, schedule))
 
 
 def generator_network(teacher: Teacher, weights: Mapping[str, Tensor], lora: Lora | None) -> nn.Module:
@@ -44,6 +48,7 @@ def export_pipeline(
     folder: Path,
     facts: CardFacts,
     lora: Lora | None = None,
+    dtype: str = "float32",
 ) -> None:
     """Writes the pipeline: one call of the network (or a few) turns noise into an image.
 
@@ -54,22 +59,25 @@ def export_pipeline(
         folder: where the pipeline goes; what is there is replaced.
         facts: for the model card.
         lora: where adapters were trained: they are multiplied into the weights, and written below `lora/` too.
+        dtype: what all weights are written in, as torch calls it.
     """
     network: Any = generator_network(teacher, weights, lora)
     family = teacher.family
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline = family.generator_pipeline(teacher, network, timesteps)
+    scheduler = family.generator_scheduler(teacher.denoiser.schedule, timesteps)
+    pipeline = family.generator_pipeline(teacher, network, scheduler)
+    # Some of the teacher's parts are loaded in the format of their files: without one for all, they do not fit.
+    pipeline.to(dtype=getattr(torch, dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
     if family.carries_code(network):
         ship_code(folder)
     if lora is not None:
-        save_lora(pipeline, teacher, lora, dict(weights), folder / "lora")
-    for pattern in LICENCES:
-        for file in teacher.directory.glob(pattern):
-            if file.is_file() and is_own(file, teacher.directory):  # what is published must not be somebody's secret
-                shutil.copyfile(file, folder / file.name)
-    name = type(pipeline).__name__
-    (folder / "README.md").write_text(model_card(teacher, name, family.call_arguments(len(timesteps)), facts))
+        save_lora(pipeline, teacher, lora, dict(weights), folder / "lora", getattr(torch, dtype))
+    copy_licence(teacher.directory, folder)
+    if facts.picture is not None:
+        (folder / PICTURE).write_bytes(facts.picture)
+    call = Call(type(pipeline).__name__, dtype, family.call_arguments(len(timesteps)))
+    (folder / "README.md").write_text(model_card(teacher, call, facts), "utf-8")
 
 
 def call_arguments(pipeline: str, steps: int = 1) -> dict[str, Any]:

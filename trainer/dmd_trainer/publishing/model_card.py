@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from dmd_api.errors import BadInputError
-from dmd_api.parsing import LARGEST_YAML, parse_yaml
-from dmd_api.text import markdown, neutral
+from dmd_api.text import markdown
+from dmd_api.uris import parse_uri
+from dmd_trainer.families.pipelines import absent_parts, read_index
 from dmd_trainer.families.teacher import Teacher
+from dmd_trainer.publishing.licence import licence_fields
+
+PICTURE = "samples.png"
+"""The file of the picture in the pipeline's folder."""
 
 METHODS = {
     "DMD": "Distribution Matching Distillation (DMD, arXiv 2311.18828)",
@@ -31,6 +33,7 @@ class CardFacts:
         method: what its kind of training is called.
         manifest_hash: of the run.
         fid: the generator's and its teacher's, as text.
+        picture: a PNG file of the generator's images.
     """
 
     name: str
@@ -38,59 +41,83 @@ class CardFacts:
     method: str
     manifest_hash: str
     fid: str
+    picture: bytes | None = None
 
 
-def model_card(teacher: Teacher, pipeline: str, call: Mapping[str, Any], facts: CardFacts) -> str:
+class Call(NamedTuple):
+    """How the exported pipeline is loaded and called.
+
+    Attributes:
+        pipeline: its diffusers class.
+        dtype: of its weights.
+        arguments: of the call.
+    """
+
+    pipeline: str
+    dtype: str
+    arguments: Mapping[str, Any]
+
+
+def model_card(teacher: Teacher, call: Call, facts: CardFacts) -> str:
     """The text of the pipeline's README.md.
 
     Args:
         teacher: whose licence holds for the generator too.
-        pipeline: the diffusers class.
-        call: the arguments that it is called with.
+        call: of the pipeline.
         facts: about the run.
     """
-    licence = _teacher_licence(teacher.directory)
-    arguments = ", ".join(f"{key}={value}" for key, value in call.items())
-    if teacher.takes_text:
-        arguments = f'"a red apple", {arguments}'
-    labels = ", class_labels=3" if teacher.num_class_embeds is not None else ""
-    steps = call["num_inference_steps"]
-    kind = "one-step" if steps == 1 else f"{steps}-step"
-    trusting = ""
-    if teacher.family.carries_code(teacher.denoiser.network):
-        trusting = ", trust_remote_code=True"  # the network's file is in the folder
-    evaluations = "One network evaluation makes" if steps == 1 else f"{steps} network evaluations make"
-    fields = {"license": licence, "library_name": "diffusers", "tags": ["one-step", "distilled", "dmd"]}
+    licence = licence_fields(teacher.directory)
+    steps = call.arguments["num_inference_steps"]
+    channels, height, width = teacher.image_shape
+    fields = {
+        **licence,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image" if teacher.takes_text else "unconditional-image-generation",
+        "base_model": _base_model(facts.teacher),
+        "tags": ["one-step" if steps == 1 else "few-step", "distilled", "dmd"],
+    }
+    name = markdown(str(licence.get("license_name", licence["license"])))
+    link = f" ({markdown(str(licence['license_link']))})" if "license_link" in licence else ""
+    picture = f"\n![Images of the generator]({PICTURE})\n" if facts.picture is not None else ""
     return f"""---
 {yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---
 # {markdown(facts.name)}
 
-A {kind} generator, distilled from {markdown(facts.teacher)} with {facts.method} by dmd-operator.
-{evaluations} an image.
-
+A {"one-step" if steps == 1 else f"{steps}-step"} generator, distilled from {markdown(facts.teacher)} with \
+{facts.method} by dmd-operator.
+{"One network evaluation makes" if steps == 1 else f"{steps} network evaluations make"} an image.
+{picture}
 ```python
-from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained("THIS_FOLDER"{trusting})
-image = pipeline({arguments}{labels}).images[0]
+{_example(teacher, call)}
 ```
 
+- Images: {width}x{height} pixels, {channels} channels, the only size it was trained at
+- Weights: {call.dtype}
 - FID: {markdown(facts.fid)}
 - Manifest: {facts.manifest_hash}
-- Licence: the teacher's, {markdown(licence)}.
+- Licence: the teacher's, {name}{link}.
 """
 
 
-def _teacher_licence(directory: Path) -> str:
-    """The licence that the front matter of the teacher's own model card names."""
-    card = directory / "README.md"
-    with card.open("rb") if card.is_file() else BytesIO() as file:
-        text = file.read(LARGEST_YAML).decode(errors="ignore").replace("\r\n", "\n")
-    if not text.startswith("---\n"):
-        return "other"
-    try:
-        (fields,) = parse_yaml(text.removeprefix("---\n").partition("\n---")[0], str(card))
-    except (BadInputError, ValueError):  # a card is for people: no run ends because of one
-        return "other"
-    licence = fields.get("license") if isinstance(fields, dict) else None
-    return neutral(licence) if isinstance(licence, str) else "other"
+def _example(teacher: Teacher, call: Call) -> str:
+    """Python that draws an image, without this project's code."""
+    loading = ['"THIS_FOLDER"', f"torch_dtype=torch.{call.dtype}"]
+    if teacher.family.carries_code(teacher.denoiser.network):
+        loading.append("trust_remote_code=True")  # the network's file is in the folder
+    loading += [f"{part}=None" for part in absent_parts(read_index(teacher.directory))]
+    arguments = ['"a red apple"'] if teacher.takes_text else []
+    arguments += [f"{key}={value}" for key, value in call.arguments.items()]
+    if teacher.num_class_embeds is not None:
+        arguments.append("class_labels=0")
+    return f"""import torch
+from diffusers import {call.pipeline}
+
+pipeline = {call.pipeline}.from_pretrained({", ".join(loading)})
+image = pipeline({", ".join(arguments)}).images[0]
+image.save("image.png")"""
+
+
+def _base_model(uri: str) -> str:
+    """The name on the Hugging Face hub of a teacher from there; another's URI."""
+    found = parse_uri(uri)
+    return "/".join(found.path.partition("@")[0].split("/")[:2]) if found.scheme == "hf" else uri

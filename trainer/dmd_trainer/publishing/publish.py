@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dmd_api.errors import InfrastructureError
+from dmd_trainer.evaluation.gallery import GENERATOR_PICTURE
 from dmd_trainer.evaluation.report import Report
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.export import call_arguments, export_pipeline
@@ -44,8 +45,9 @@ def publish(
         METHODS[report.method],
         report.manifest_hash,
         f"{report.fid.generator:.4g} (teacher: {report.fid.teacher:.4g}) in {report.features}'s features",
+        context.storage.read(GENERATOR_PICTURE),
     )
-    export_pipeline(teacher, weights, timesteps, folder, facts, manifest.spec.method.lora)
+    export_pipeline(teacher, weights, timesteps, folder, facts, manifest.spec.method.lora, manifest.spec.export.dtype)
     pipeline_class = json.loads((folder / "model_index.json").read_text())["_class_name"]
     failed = ", ".join(gate.metric for gate in report.failed_gates)
     entry = RegistryEntry(

@@ -30,10 +30,10 @@ class GeneratorModel(PythonModel):  # type: ignore[misc]
         absent = {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
         # A network that diffusers has no class for comes with its file, which is as much the model's own as this one.
         own_code = any(folder.glob("*/*.py"))
-        self.use(
-            DiffusionPipeline.from_pretrained(folder, trust_remote_code=own_code, use_safetensors=True, **absent),
-            context.model_config or {},
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, torch_dtype=weights_dtype(folder), trust_remote_code=own_code, use_safetensors=True, **absent
         )
+        self.use(pipeline, context.model_config or {})
 
     def use(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
         """Takes a pipeline, and what it is called with."""
@@ -60,6 +60,14 @@ class GeneratorModel(PythonModel):  # type: ignore[misc]
             arguments["class_labels"] = [int(label) for label in model_input["class_label"]]
         images = self.pipeline(**arguments).images
         return pd.DataFrame({"png": [_base64_png(image) for image in images]})
+
+
+def weights_dtype(folder: Path) -> Any:
+    """The dtype of all weights: left to themselves, diffusers loads float32, and transformers what the files hold."""
+    from safetensors import safe_open
+
+    with safe_open(next(folder.glob("*/diffusion_pytorch_model*.safetensors")), "pt") as weights:
+        return weights.get_tensor(next(iter(weights.keys()))).dtype
 
 
 def _base64_png(image: Any) -> str:

@@ -7,7 +7,8 @@ import torch
 from dmd_api import runtime
 from dmd_api.errors import BadInputError
 from dmd_api.spec import Spec
-from dmd_trainer.diffusion.solvers import guide, teacher_solver
+from dmd_trainer.diffusion.default_solver import teacher_sampling
+from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.dmd.initial_weights import check_initial_weights
 from dmd_trainer.evaluation.clip_score import wanted_clip_score
@@ -53,10 +54,8 @@ def check_teacher(context: StageContext, teacher: Teacher) -> None:
     spec = context.manifest.spec
     conditions = training_conditions(context, teacher)
     scale, negative = spec.teacher.guidance_scale, conditions.negative
-    regression = spec.method.regression
-    if regression is not None:
-        teacher_solver(teacher.denoiser, regression.solver, regression.solver_steps, scale, negative)
-    guide(teacher.denoiser, scale, negative)
+    solver, steps = teacher_sampling(spec.method, teacher.denoiser.prediction)
+    teacher_solver(teacher.denoiser, solver, steps, scale, negative)
     timestep, length = spec.method.generator_timestep, len(teacher.denoiser.schedule)
     if timestep is not None and timestep >= length:
         raise BadInputError(f"spec.method.generatorTimestep: {timestep}, but the schedule's last index is {length - 1}")
