@@ -101,7 +101,11 @@ class Watching:
         tasks = {asyncio.create_task(other) for other in others} | {ended}
         try:
             await asyncio.wait({watchers, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            return "kopf" if watchers.done() and not stop.is_set() else ended.result() if ended.done() else None
+            if watchers.done():
+                if watchers.exception() is not None:
+                    return "kopf"
+                stop.set()  # kopf takes the process's signals for itself, and returns at one
+            return ended.result() if ended.done() else None
         finally:
             for task in tasks:
                 task.cancel()
@@ -140,15 +144,16 @@ class Watching:
 
 
 async def _first_end() -> str:
-    """Returns the name of the first of kopf's watchers that ends."""
+    """Returns the name of the first of kopf's watchers that ends by itself; kopf cancels them when it stops."""
+    watchers: set[asyncio.Task[Any]] = set()
     while True:
-        running = {task for task in asyncio.all_tasks() if task.get_name().startswith(_WATCHER)}
-        if not running:
+        watchers |= {task for task in asyncio.all_tasks() if task.get_name().startswith(_WATCHER)}
+        if ended := next((task for task in watchers if task.done() and not task.cancelled()), None):
+            return ended.get_name()
+        if at_work := {task for task in watchers if not task.done()}:
+            await asyncio.wait(at_work, return_when=asyncio.FIRST_COMPLETED, timeout=LOOK_AGAIN_SECONDS)
+        else:
             await asyncio.sleep(0.1)  # kopf has not started them yet
-            continue
-        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED, timeout=LOOK_AGAIN_SECONDS)
-        if done:
-            return done.pop().get_name()
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:

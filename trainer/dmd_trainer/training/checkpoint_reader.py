@@ -18,6 +18,14 @@ from dmd_api.paths import below
 INDEX = ".metadata"
 """The index's name; torch.distributed.checkpoint writes it as a pickle."""
 
+
+def _encoding(kind: Any, name: Any) -> Any:
+    """What `getattr` gives for an encoding's name, which is how some releases of Python pickle an enumeration."""
+    if kind is not metadata._MEM_FORMAT_ENCODING or name not in kind.__members__:
+        raise pickle.UnpicklingError(f"it asks for {name!r} of {kind!r}, which was not run")
+    return kind[name]
+
+
 KNOWN: dict[str, Callable[..., Any]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
@@ -33,6 +41,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
         torch.Size,
     )
 } | {
+    "builtins.getattr": _encoding,
     "torch.serialization._get_layout": torch.serialization._get_layout,
     # Where the checkpoint was written to, by either name that Python has for it.
     "pathlib.PosixPath": PurePosixPath,
