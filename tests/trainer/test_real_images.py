@@ -55,7 +55,7 @@ def wanted(number: int) -> Tensor:
 
 def as_folder(root: Path) -> None:
     for i in range(COUNT):
-        path = root / f"class-{LABELS[i]}" / f"{i:03d}.png"
+        path = root / f"{LABELS[i]}" / f"{i:03d}.png"
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(png(i))
 
@@ -220,10 +220,10 @@ def test_images_that_do_not_decode_are_named_and_passed_over(
     root = tmp_path / "images"
     as_folder(root)
     for number, damage in ((4, b""), (5, b"no picture"), (23, png(23)[:80])):
-        (root / f"class-{LABELS[number]}" / f"{number:03d}.png").write_bytes(damage)
+        (root / f"{LABELS[number]}" / f"{number:03d}.png").write_bytes(damage)
     images = opened(root, teacher)
     samples, condition = images.at(torch.arange(COUNT))
-    assert images.bad == ["class-1/004.png", "class-1/005.png", "class-7/023.png"]
+    assert images.bad == ["1/004.png", "1/005.png", "7/023.png"]
     taken = [6 if i in (4, 5) else i for i in range(COUNT - 1)] + [0]
     assert torch.equal(samples, torch.stack([wanted(i) for i in taken]))
     assert condition["class_labels"].tolist() == [LABELS[i] for i in taken]
@@ -231,7 +231,7 @@ def test_images_that_do_not_decode_are_named_and_passed_over(
     assert torch.equal(images.at(torch.tensor([4]))[0], samples[6:7])
     assert len(images.bad) == 3
     monkeypatch.setattr(image_set, "UNDECODABLE_LEAST", 2)
-    message = r"24 images at least 3 do not decode, among them class-1/004\.png, class-1/005\.png"
+    message = r"24 images at least 3 do not decode, among them 1/004\.png \(it is empty\), 1/005\.png"
     with pytest.raises(BadInputError, match=message):
         opened(root, teacher).at(torch.arange(COUNT))
     with pytest.raises(BadInputError, match=message):
@@ -257,7 +257,7 @@ def test_what_is_fetched_ahead_is_what_is_asked_for(
     assert read == [[3, 1]], "nothing is read twice"
     images.prefetch(torch.tensor([3, 1]))
     assert torch.equal(images.at(torch.tensor([5]))[0][0], wanted(5)), "what was not foreseen is read all the same"
-    (root / "class-0" / "002.png").unlink()
+    (root / "0" / "002.png").unlink()
     images.prefetch(torch.tensor([2]))
     with pytest.raises(BadInputError, match=r"002\.png"):
         images.at(torch.tensor([2]))
@@ -315,8 +315,8 @@ def bytes_as_tensors(root: Path) -> None:
         (lambda root: _write(root / "a.parquet"), r"a\.parquet cannot be read"),
         (lambda root: _write(root / "a.tar"), r"a\.tar cannot be read"),
         (lambda root: _write(root / "a.safetensors"), r"a\.safetensors cannot be read"),
-        (no_image_column, r"no column image \(it has picture\)"),
-        (two_kinds, r"holds \.parquet and \.png files"),
+        (no_image_column, r"no column image, but picture"),
+        (two_kinds, r"several kinds, part-000\.parquet and preview\.png"),
         (no_labels, r"have no class labels, and the teacher takes them"),
         (labels_too_large, r"10 is the class of an image; classes are 0 to 9"),
         (another_shape, r"a sample is 4x8x8, but the teacher denoises 1x8x8"),
