@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 NONE_CHOSEN = test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-control-plane build-cluster bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
+.PHONY: help setup demo test test-local test-control-plane build-cluster fuzz bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-control-plane: setup
 
 build-cluster: setup
 	$(BIN)/python -m tests.cluster build
+
+fuzz: setup ## Read 500 damaged files of each format of data: DMD_DAMAGED=5000 for more
+	DMD_DAMAGED=$${DMD_DAMAGED:-500} $(BIN)/pytest tests/trainer/data/test_damage.py $(ARGS)
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -61,7 +61,7 @@ def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str
         case ".parquet":
             with open_parquet(path) as file:
                 number = 0
-                for batch in batches(file, list(columns or file.schema_arrow.names)):
+                for batch in batches(file, path, list(columns or file.schema_arrow.names)):
                     for row in batch.to_pylist():
                         yield f"row {number}", row
                         number += 1
@@ -92,18 +92,23 @@ def open_parquet(path: Path) -> "pq.ParquetFile":
     return file
 
 
-def batches(file: "pq.ParquetFile", columns: Sequence[str]) -> "Iterator[pa.RecordBatch]":
+def batches(file: "pq.ParquetFile", path: Path, columns: Sequence[str]) -> "Iterator[pa.RecordBatch]":
     """The rows of columns, at most 64 at once, and few enough that a quarter of a gigabyte holds them.
+
+    Args:
+        file: of `open_parquet`.
+        path: the file's.
+        columns: their names.
 
     Raises:
         ValueError: they expand to far more than the file has.
     """
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    sizes = [group.total_byte_size for group in groups]
-    stored = sum(group.column(number).total_compressed_size for group in groups for number in range(group.num_columns))
+    # Nothing is asked of single columns' metadata: pyarrow ends the process where that is damaged.
+    sizes = [file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups)]
+    stored = path.stat().st_size
     # A dictionary stores a value once however many rows have it, each as large as all of the group at the worst:
     # decompressed sizes bound what is read at once, and the rows themselves are counted.
-    at_once = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, *sizes, 1)))
+    at_once = min(BATCH_ROWS, max(1, BATCH_BYTES // max([1, *sizes])))
     left = limit = expanded_limit(stored)
     if sum(sizes) <= limit:
         for batch in file.iter_batches(at_once, columns=list(columns)):

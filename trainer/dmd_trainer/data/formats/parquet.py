@@ -45,6 +45,10 @@ class Parquet(Shard):
 
     suffixes = (".parquet",)
 
+    @property
+    def _path(self) -> Path:
+        return self.files.fetch(self.key)
+
     @cached_property
     def _arrow(self) -> Path:
         path = self.files.scratch / f"{self.key}.arrow"
@@ -60,8 +64,8 @@ class Parquet(Shard):
         image, label = self._columns.image, self._columns.label
 
         def plain() -> Iterator[pa.RecordBatch]:
-            with open_parquet(self.files.fetch(self.key)) as source:
-                for batch in batches(source, [image, label] if label else [image]):
+            with open_parquet(self._path) as source:
+                for batch in batches(source, self._path, [image, label] if label else [image]):
                     images = _encoded(batch.column(image))
                     labels = batch.column(label).cast(pa.int64()) if label else pa.nulls(len(batch), pa.int64())
                     yield pa.record_batch([images, labels], schema=schema)
@@ -75,7 +79,7 @@ class Parquet(Shard):
         import pyarrow as pa
 
         with self.reading():
-            with open_parquet(self.files.fetch(self.key)) as source:
+            with open_parquet(self._path) as source:
                 schema = source.schema_arrow
             hugging_faces = [field.name for field in schema if pa.types.is_struct(field.type) and _bytes_of(field.type)]
             if IMAGE not in schema.names and len(hugging_faces) != 1:
@@ -88,7 +92,7 @@ class Parquet(Shard):
         return _Columns(image, label, caption, [n for n in schema.names if n not in (image, label, caption)])
 
     def count(self) -> int:
-        with self.reading(), open_parquet(self.files.fetch(self.key)) as source:
+        with self.reading(), open_parquet(self._path) as source:
             return int(source.metadata.num_rows)
 
     @property
@@ -101,14 +105,16 @@ class Parquet(Shard):
         if column is None:
             return None
         found: list[str] = []
-        with self.reading(), open_parquet(self.files.fetch(self.key)) as source:
-            for batch in batches(source, [column]):
+        with self.reading(), open_parquet(self._path) as source:
+            for batch in batches(source, self._path, [column]):
                 for value in batch.column(column).to_pylist():
                     place = f"row {len(found)}"
                     try:
                         found.append(one_caption(texts_in(value), f"{self.key}, {place}"))
                     except ValueError as error:
                         raise ValueError(f"{place}, column {column}: {error}") from error
+            if len(found) != source.metadata.num_rows:
+                raise ValueError(f"it has {len(found)} rows, but says {source.metadata.num_rows}")
         return found if any(found) else None
 
     @property
