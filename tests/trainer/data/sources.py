@@ -63,8 +63,9 @@ def levels(images: ImageSet) -> list[int]:
 
 
 def labels(images: ImageSet) -> list[int | None]:
-    """All labels."""
-    return [images.entry(index).label for index in range(len(images))]
+    """All labels, shard after shard."""
+    places = [images.place(index) for index in range(len(images))]
+    return [None if shard.labels is None else shard.labels[row] for shard, row in places]
 
 
 def captions(images: ImageSet) -> list[str]:

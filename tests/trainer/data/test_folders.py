@@ -12,7 +12,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.spec import Location
 from dmd_trainer.data.class_folders import class_folders
 from dmd_trainer.data.image_set import ImageSet
-from dmd_trainer.data.shard import one_caption
+from dmd_trainer.data.shard import MAX_BESIDE, one_caption
 from tests.trainer.data.sources import FIELD, captions, grey, labels, levels, opened, write_folder
 
 
@@ -131,7 +131,7 @@ def test_captions_in_files_of_their_own(tmp_path: Path) -> None:
         ("metadata.csv", "file_name,text\na.png,x, and y\n", "line 2 has more fields than the header"),
         ("metadata.csv", f'file_name,text\na.png,"{"x" * 200_000}"\n', "field larger than field limit"),
         ("metadata.csv", 'file_name,text\na.png,"x\n', "unexpected end of data"),
-        ("a.txt", "x" * 2_000_000, "it has more than"),
+        ("a.txt", "x" * (MAX_BESIDE + 1), "it has more than"),
         ("a.json", "{", "Expecting property"),
     ],
 )

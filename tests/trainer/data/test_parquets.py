@@ -84,15 +84,15 @@ def test_captions_are_lists_bytes_or_missing(tmp_path: Path) -> None:
     lists = [["a", "b", "c"], [], None, ["d"]]
     assert of(lists) == [one_caption(texts or [], f"3.parquet, row {row}") for row, texts in enumerate(lists)]
     for column, complaint in (
-        ([{"en": "a"}], "row 0, column text: .* of type dict"),
-        (["a", 1.5], None),
+        ([{"en": "a"}], "struct<en: .* is no text"),
+        ([[{"en": "a"}]], "struct<en: .* is no text"),
+        (["x" * (tables.MAX_LINE + 1)], "a text has more than"),
         ([1, 2], "row 0, column text: 1 is no text but of type int"),
         ([float("nan"), 2.5], "row 1, column text: 2.5 is no text"),
         ([b"\xff\xfe"], "row 0, column text: .*utf-8"),
     ):
-        if complaint is not None:
-            with pytest.raises(BadInputError, match=complaint):
-                of(column)
+        with pytest.raises(BadInputError, match=complaint):
+            of(column)
 
 
 def test_files_that_expand_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +105,10 @@ def test_files_that_expand_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         assert (tmp_path / name).stat().st_size < 2**18
         with pytest.raises(BadInputError, match=rf"{name} cannot be read \(its .* bytes expand to more than"):
             opened(tmp_path / name).entry(0)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 10_000, pa.int32()), pa.array(["x" * 2**16]))
+    pq.write_table(pa.table({"image": [grey(1)] * 10_000, "text": texts}), tmp_path / "c.parquet")
+    with pytest.raises(BadInputError, match="the texts of column text expand to far more than the file"):
+        captions(opened(tmp_path / "c.parquet"))
     assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
     monkeypatch.setattr(tables, "MAX_ROWS", 9_999)
     with pytest.raises(BadInputError, match="it says that it has 10,000 rows"):

@@ -46,7 +46,7 @@ def test_what_is_a_text_is_a_prompt(
 @pytest.mark.parametrize(
     ("name", "write", "complaint"),
     [
-        ("a.parquet", table(text=[{"en": "a", "de": "b"}]), "row 0: .* is no text but of type dict"),
+        ("a.parquet", table(text=[{"en": "a", "de": "b"}]), "struct<.* is no text"),
         ("a.parquet", table(text=[1, 2]), "row 0: 1 is no text but of type int"),
         ("a.parquet", table(title=["x"]), "it has no text or caption or prompt, but title"),
         ("a.jsonl", text('"x"\n[1]\n'), "line 2: it is neither an object nor a string"),

@@ -66,7 +66,7 @@ def test_captions_are_texts_or_in_the_json_of_img2dataset(tmp_path: Path) -> Non
         ("0.json", b"{", r"0\.json: Expecting"),
         ("0.json", b"[" * 100_000, r"0\.json: maximum recursion depth"),
         ("0.txt", "grün".encode("latin-1"), r"0\.txt: .*utf-8"),
-        ("0.txt", b"x" * (tars.MAX_TEXT + 1), "no text is so long"),
+        ("0.txt", b"x" * (tars.MAX_BESIDE + 1), "no text is so long"),
         ("0.cls", b"dog", r"0\.cls holds no number"),
         ("0.cls", b"9" * 5000, r"0\.cls holds no number"),
     ],

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from dmd_api.errors import BadInputError
 from dmd_api.spec import Prompts
-from dmd_trainer.conditions.tables import open_parquet, rows, text_lines
+from dmd_trainer.conditions.tables import column_names, rows, text_lines
 from dmd_trainer.conditions.texts import COLUMNS, text_column, texts_in
 from dmd_trainer.runtime.fetch import local_path
-from dmd_trainer.runtime.reading import is_hidden, reading
+from dmd_trainer.runtime.reading import is_left_out, reading
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 
@@ -40,7 +40,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     below = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in below if not is_hidden(p.relative_to(path).as_posix()))
+    return sorted(p for p in below if not is_left_out(p.relative_to(path).as_posix()))
 
 
 def _read(file: Path, wanted: str | None) -> Iterator[str]:
@@ -49,15 +49,14 @@ def _read(file: Path, wanted: str | None) -> Iterator[str]:
     Raises:
         ValueError: it is of another kind, has no such column, or something else in it.
     """
-    columns = None
+    columns: list[str] = []
     match file.suffix.lower():
         case ".txt":
             for line in text_lines(file):
                 yield from texts_in(line)
             return
         case ".parquet":
-            with open_parquet(file) as table:
-                columns = [_column(table.schema_arrow.names, wanted)]
+            columns = [_column(column_names(file), wanted)]
         case suffix if suffix not in SUFFIXES:
             raise ValueError(f"it is neither of {', '.join(SUFFIXES)}")
     for where, row in rows(file, columns):

@@ -14,7 +14,8 @@ MAX_LINE = 2**20
 """Characters of a line, which is a text or a row."""
 MAX_ROWS = 20_000_000
 """Rows of a file: a parquet file of a kilobyte can say that it has billions."""
-BATCH_ROWS, BATCH_BYTES = 64, 2**28
+ROWS_AT_ONCE = 256
+"""Rows whose texts, as long as they may be, are a quarter of a gigabyte."""
 MAX_EXPANSION, FREE_EXPANSION = 100, 2**28
 """A file may expand to a hundred times its size, and to 256 MiB in any case; pictures and texts never do."""
 
@@ -35,14 +36,14 @@ def text_lines(path: Path) -> Iterator[str]:
             yield line
 
 
-def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
+def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """The rows of a .jsonl, .csv or .parquet file, and where each is, for messages.
 
     Rows of CSV and parquet are dictionaries, those of JSON lines whatever is in the line.
 
     Args:
         path: the file.
-        columns: of a parquet file; None: all.
+        columns: those that are read of a parquet file, where they are there; of others all are.
 
     Raises:
         ValueError: a row cannot be read; parquet's library raises its own errors, too.
@@ -59,12 +60,9 @@ def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str
                     raise ValueError(f"line {reader.line_num} has more fields than the header: quote texts with commas")
                 yield f"line {reader.line_num}", row
         case ".parquet":
-            with open_parquet(path) as file:
-                number = 0
-                for batch in batches(file, path, list(columns or file.schema_arrow.names)):
-                    for row in batch.to_pylist():
-                        yield f"row {number}", row
-                        number += 1
+            there = [name for name in columns if name in column_names(path)]
+            for number, values in enumerate(zip(*(column_values(path, name) for name in there), strict=True)):
+                yield f"row {number}", dict(zip(there, values, strict=True))
         case other:
             raise ValueError(f"{other} is no table")
 
@@ -76,8 +74,12 @@ def _json(line: str, number: int) -> Any:
         raise ValueError(f"line {number}: {error}") from error
 
 
-def open_parquet(path: Path) -> "pq.ParquetFile":
+def open_parquet(path: Path, column: str | None = None) -> "pq.ParquetFile":
     """A parquet file, whose pages are held against the checksums that it declares.
+
+    Args:
+        path: the file.
+        column: one whose texts are left as a dictionary: each is in memory once, however many rows have it.
 
     Raises:
         ValueError: it has too many rows; pyarrow raises its own errors at a damaged file.
@@ -85,40 +87,56 @@ def open_parquet(path: Path) -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path, page_checksum_verification=True)
-    count = file.metadata.num_rows
+    count, leaves = file.metadata.num_rows, [file.schema.column(n) for n in range(len(file.schema))]
+    texts = [leaf.path for leaf in leaves if leaf.path.split(".")[0] == column and leaf.physical_type == "BYTE_ARRAY"]
     if not 0 <= count <= MAX_ROWS:
         file.close()
         raise ValueError(f"it says that it has {count:,} rows; at most {MAX_ROWS:,} are read")
+    if texts:
+        file.close()
+        file = pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=texts)
     return file
 
 
-def batches(file: "pq.ParquetFile", path: Path, columns: Sequence[str]) -> "Iterator[pa.RecordBatch]":
-    """The rows of columns, at most 64 at once, and few enough that a quarter of a gigabyte holds them.
+def column_names(path: Path) -> list[str]:
+    """The names of a parquet file's columns."""
+    with open_parquet(path) as file:
+        return list(file.schema_arrow.names)
 
-    Args:
-        file: of `open_parquet`.
-        path: the file's.
-        columns: their names.
+
+def column_values(path: Path, column: str) -> Iterator[Any]:
+    """The values of a parquet file's column of numbers, of texts, or of lists of these: as many as the file has rows.
 
     Raises:
-        ValueError: they expand to far more than the file has.
+        ValueError: it holds something else, a text is too long, or they expand to far more than the file has.
     """
-    # Nothing is asked of single columns' metadata: pyarrow ends the process where that is damaged.
-    sizes = [file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups)]
-    stored = path.stat().st_size
-    # A dictionary stores a value once however many rows have it, each as large as all of the group at the worst:
-    # decompressed sizes bound what is read at once, and the rows themselves are counted.
-    at_once = min(BATCH_ROWS, max(1, BATCH_BYTES // max([1, *sizes])))
-    left = limit = expanded_limit(stored)
-    if sum(sizes) <= limit:
-        for batch in file.iter_batches(at_once, columns=list(columns)):
-            left -= batch.nbytes
+    with open_parquet(path, column) as file:
+        count, left = 0, expanded_limit(path.stat().st_size)
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
+            (values,) = batch.columns
+            left -= _bytes_of_texts(values)
             if left < 0:
-                break
-            yield batch
-        else:
-            return
-    raise ValueError(f"its {stored:,} bytes expand to more than {limit:,}")
+                raise ValueError(f"the texts of column {column} expand to far more than the file")
+            count += len(values)
+            yield from values.to_pylist()
+        if count != file.metadata.num_rows:
+            raise ValueError(f"it has {count} rows, but says {file.metadata.num_rows}")
+
+
+def _bytes_of_texts(values: "pa.Array") -> int:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        values = values.flatten()
+    if pa.types.is_nested(values.type):
+        raise ValueError(f"{values.type} is no text")
+    if not pa.types.is_dictionary(values.type):
+        return int(values.nbytes)
+    lengths = pc.binary_length(values.dictionary)
+    if (pc.max(lengths).as_py() or 0) > MAX_LINE:
+        raise ValueError(f"a text has more than {MAX_LINE:,} bytes")
+    return int(pc.sum(lengths.take(values.indices)).as_py() or 0)
 
 
 def expanded_limit(size: int) -> int:

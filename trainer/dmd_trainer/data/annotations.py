@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from dmd_trainer.conditions.tables import MAX_LINE, rows
-from dmd_trainer.conditions.texts import text_column, texts_in
+from dmd_trainer.conditions.tables import rows
+from dmd_trainer.conditions.texts import COLUMNS, text_column, texts_in
 from dmd_trainer.data.decoding import in_threads
 from dmd_trainer.data.files import Files
-from dmd_trainer.data.shard import LABELS, one_caption
+from dmd_trainer.data.shard import LABELS, MAX_BESIDE, one_caption
 from dmd_trainer.runtime.reading import reading
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -41,7 +41,10 @@ class Annotations:
     """
 
     def __init__(self, files: Files, keys: Sequence[str]) -> None:
-        self._files, self._keys, self._names = files, keys, set(files.keys)
+        self._files, self._keys = files, keys
+        self._beside = {
+            stem + suffix.lower(): f"{stem}{suffix}" for stem, suffix in map(posixpath.splitext, files.keys)
+        }
         self._texts: dict[str, list[str]] = {}
         self._labels: dict[str, int] = {}
         self.unknown: list[str] = []
@@ -54,7 +57,7 @@ class Annotations:
 
     def _read_metadata(self, key: str, pictures: set[str]) -> None:
         before, found = len(self.unknown), 0
-        for place, row in rows(self._files.fetch(key)):
+        for place, row in rows(self._files.fetch(key), ("file_name", *COLUMNS, *LABELS)):
             if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
                 raise ValueError(f"{place} has no file_name")
             # Counted from the file's own folder; Windows writes backslashes.
@@ -111,18 +114,18 @@ class Annotations:
     def _caption(self, key: str) -> str:
         texts = self._texts.get(key)
         if not texts:
-            beside = (f"{posixpath.splitext(key)[0]}{suffix}" for suffix in SIDECARS)
-            sidecar = next((name for name in beside if name in self._names), None)
-            texts = [] if sidecar is None else self._read_sidecar(sidecar)
+            stem = posixpath.splitext(key)[0]
+            suffix = next((suffix for suffix in SIDECARS if stem + suffix in self._beside), None)
+            texts = [] if suffix is None else self._read_sidecar(self._beside[stem + suffix])
         return one_caption(texts, key)
 
     def _read_sidecar(self, key: str) -> list[str]:
         with reading(self._files.where(key), REMEDY):
             path = self._files.fetch(key)
-            if path.stat().st_size > MAX_LINE:
-                raise ValueError(f"it has more than {MAX_LINE:,} bytes")
+            if path.stat().st_size > MAX_BESIDE:
+                raise ValueError(f"it has more than {MAX_BESIDE:,} bytes; no caption is so long")
             content = path.read_bytes()
-            if not key.endswith(".json"):
+            if not key.lower().endswith(".json"):
                 return texts_in(content)
             values = json.loads(content)
             return _texts(values) if isinstance(values, dict) else []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmd_trainer.runtime.fetch import local_path
-from dmd_trainer.runtime.reading import is_hidden, reading
+from dmd_trainer.runtime.reading import is_left_out, reading
 from dmd_trainer.runtime.storage import open_storage
 
 
@@ -53,7 +53,7 @@ def find_files(uri: str, scratch: Path, wanted: Callable[[str], bool], field: st
     """
 
     def chosen(keys: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        taken = {key for key in keys if wanted(key.rpartition("/")[2]) and not is_hidden(key)}
+        taken = {key for key in keys if wanted(key.rpartition("/")[2]) and not is_left_out(key)}
         return tuple(sorted(taken)), tuple(sorted(set(keys) - taken))
 
     if uri.startswith("s3://"):

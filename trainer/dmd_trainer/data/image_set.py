@@ -71,7 +71,7 @@ class ImageSet:
     @property
     def labelled(self) -> bool:
         """Whether its images have labels: whether the first shard's have."""
-        return self._shards[0].labelled
+        return self._shards[0].labels is not None
 
     @property
     def captioned(self) -> bool:
@@ -123,28 +123,32 @@ class ImageSet:
         Raises:
             BadInputError: more images do not decode than are tolerated.
         """
-        entries = [None if index in self._bad else self.entry(index) for index in indices]
+        wanted = [index for index in indices if index not in self._bad]
+        entries = [self.entry(index) for index in wanted]
 
-        def sample(entry: Entry | None) -> Row | UndecodableError:
-            if entry is None:
-                return None
+        def sample(entry: Entry) -> Tensor | UndecodableError:
             if isinstance(entry.content, Tensor):
-                finite = bool(entry.content.isfinite().all())
-                return (entry.content, entry.label) if finite else UndecodableError("its numbers are not finite")
+                return (
+                    entry.content if entry.content.isfinite().all() else UndecodableError("its numbers are not finite")
+                )
             try:
                 picture = decode(entry.content)
             except UndecodableError as error:
                 return error
             self._sizes.add(picture.size)
-            return to_tensor(prepare(picture)), entry.label
+            return to_tensor(prepare(picture))
 
-        rows: list[Row] = []
-        for index, entry, found in zip(indices, entries, in_threads(sample, entries), strict=True):
+        samples: dict[int, Tensor] = {}
+        for index, entry, found in zip(wanted, entries, in_threads(sample, entries), strict=True):
             if isinstance(found, UndecodableError):
-                assert entry is not None
                 self._skip(index, entry.name, str(found))
-            rows.append(None if isinstance(found, UndecodableError) else found)
-        return rows
+            else:
+                samples[index] = found
+        return [(samples[index], self._label(index)) if index in samples else None for index in indices]
+
+    def _label(self, index: int) -> int | None:
+        shard, row = self.place(index)
+        return None if shard.labels is None else shard.labels[row]
 
     def _skip(self, index: int, name: str, reason: str) -> None:
         self._bad[index] = name, reason
@@ -157,6 +161,10 @@ class ImageSet:
 
     def _named_bad(self) -> str:
         return ", ".join(f"{name} ({reason})" for name, reason in list(self._bad.values())[:NAMED])
+
+    def labels_looked_at(self) -> set[int | None]:
+        """All labels of the shards that a check looks at, whether their images are looked at or not."""
+        return {label for number in self._looked_at() for label in self._shards[number].labels or (None,)}
 
     def spread(self) -> list[int]:
         """Up to 1,000 indices from up to 8 shards, evenly spread, for a check."""

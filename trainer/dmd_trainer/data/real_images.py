@@ -133,13 +133,12 @@ class RealImages:
         Raises:
             BadInputError: as `at`.
         """
-        labels: set[int] = set()
-        for chunk in torch.tensor(self.images.spread()).split(CHECKED_AT_ONCE):
-            rows = self.images.read(chunk.tolist(), self._prepare)
-            if self._classes is not None:
-                labels |= {self._label(row[1]) for row in rows if row is not None}
-        self.at(torch.tensor(self.images.spread()[:1]))
-        return self.images.summary(sorted(labels), captions=self._teacher.takes_text)
+        labels = [] if self._classes is None else [self._label(label) for label in self.images.labels_looked_at()]
+        indices = torch.tensor(self.images.spread())
+        for chunk in indices.split(CHECKED_AT_ONCE):
+            self.images.read(chunk.tolist(), self._prepare)
+        self.at(indices[:1])
+        return self.images.summary(labels, captions=self._teacher.takes_text)
 
     def _prepare(self, picture: Image.Image) -> Image.Image:
         """The largest centred part of the image's proportions, resized: bicubic, antialiased."""

@@ -15,8 +15,8 @@ from dmd_trainer.runtime.reading import reading
 
 LABELS = ("label", "class", "class_labels")
 """The columns or keys that hold a class, the first that is there."""
-MAX_PICTURE = 2**28
-"""Bytes of a picture's file: no picture that may be decoded has more."""
+MAX_PICTURE, MAX_BESIDE = 2**28, 2**24
+"""Bytes of a picture's file, and of one beside it: none that may be decoded, and no caption, has more."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,10 @@ class Entry:
     Attributes:
         name: for messages.
         content: a picture file's bytes, or a float tensor [C, H, W].
-        label: its class, where it has one.
     """
 
     name: str
     content: bytes | Tensor
-    label: int | None
 
 
 class Shard(ABC):
@@ -59,10 +57,10 @@ class Shard(ABC):
     def count(self) -> int:
         """How many entries it has."""
 
-    @property
-    @abstractmethod
-    def labelled(self) -> bool:
-        """Whether its entries have labels."""
+    @cached_property
+    def labels(self) -> Sequence[int | None] | None:
+        """The class of each entry; None where no entry has one."""
+        return None
 
     @cached_property
     def captions(self) -> list[str] | None:

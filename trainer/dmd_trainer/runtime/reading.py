@@ -1,4 +1,4 @@
-"""Reads what users give: whatever a library raises at it is bad input, and hidden files are left out."""
+"""Reads what users give: whatever a library raises at it is bad input, and hidden files are not data."""
 
 import errno
 import os
@@ -44,9 +44,9 @@ def reason_of(error: Exception) -> str:
     return lines[0][:MAX_REASON] if lines else type(error).__name__
 
 
-def is_hidden(path: str) -> bool:
-    """Whether a path below a source is left out: hidden files (`._a.jpg`, `.cache/`), and macOS's own in archives."""
-    return any(part == "__MACOSX" or part.startswith(".") for part in PurePosixPath(path).parts if part != "..")
+def is_left_out(path: str) -> bool:
+    """Whether a path below a source is no data: hidden (`._a.jpg`, `.cache/`), macOS's own, or leading elsewhere."""
+    return any(part in ("__MACOSX", "/") or part.startswith(".") for part in PurePosixPath(path).parts)
 
 
 @contextmanager

@@ -50,9 +50,12 @@ class Arrays(Shard):
     def count(self) -> int:
         return self._layout.count
 
-    @property
-    def labelled(self) -> bool:
-        return self._layout.labelled
+    @cached_property
+    def labels(self) -> list[int] | None:
+        if not self._layout.labelled:
+            return None
+        with self.reading(), safe_open(self.files.fetch(self.key), framework="pt") as file:
+            return file.get_tensor("class_labels").tolist()
 
     @cached_property
     def captions(self) -> list[str] | None:
@@ -73,5 +76,4 @@ class Arrays(Shard):
             raise IndexError(index)
         with self.reading(), safe_open(self.files.fetch(self.key), framework="pt") as file:
             sample = file.get_slice(layout.key)[index : index + 1][0].float()
-            label = int(file.get_slice("class_labels")[index : index + 1][0]) if layout.labelled else None
-        return Entry(f"{self.key}, sample {index}", sample, label)
+        return Entry(f"{self.key}, sample {index}", sample)

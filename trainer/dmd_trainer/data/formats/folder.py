@@ -44,7 +44,7 @@ class Folder(Shard):
         return class_folders(self._keys)
 
     @cached_property
-    def _labels(self) -> tuple[list[int] | None, str]:
+    def _found(self) -> tuple[list[int] | None, str]:
         """The labels, and where they come from, or why there are none."""
         if EDM_LABELS in self.files.keys:
             return self._annotations.edm_labels(), f"labels of {EDM_LABELS}"
@@ -57,14 +57,14 @@ class Folder(Shard):
     def count(self) -> int:
         return len(self._keys)
 
-    @property
-    def labelled(self) -> bool:
-        return self._labels[0] is not None
+    @cached_property
+    def labels(self) -> list[int] | None:
+        return self._found[0]
 
     @property
     def class_names(self) -> list[str] | None:
         folders = self._folders
-        return folders.names if isinstance(folders, ClassFolders) and self._labels[1] == OF_FOLDERS else None
+        return folders.names if isinstance(folders, ClassFolders) and self._found[1] == OF_FOLDERS else None
 
     @cached_property
     def captions(self) -> list[str] | None:
@@ -77,7 +77,7 @@ class Folder(Shard):
 
     @property
     def about_labels(self) -> str:
-        return self._labels[1]
+        return self._found[1]
 
     def entry(self, index: int) -> Entry:
         key = self._keys[index]
@@ -86,5 +86,4 @@ class Folder(Shard):
             if path.stat().st_size > MAX_PICTURE:
                 raise ValueError(f"it has more than {MAX_PICTURE:,} bytes; no picture is so large")
             content = path.read_bytes()
-        labels, _ = self._labels
-        return Entry(key, content, None if labels is None else labels[index])
+        return Entry(key, content)

@@ -6,17 +6,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmd_trainer.conditions.tables import batches, open_parquet
+from dmd_trainer.conditions.tables import column_values, expanded_limit, open_parquet
 from dmd_trainer.conditions.texts import text_column, texts_in
 from dmd_trainer.data.shard import LABELS, Entry, Shard, one_caption
 from dmd_trainer.runtime.reading import replaced
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 IMAGE = "image"
 ROWS_AT_ONCE = 64
 """Rows of the local copy that lie together: one random access maps so many."""
+BYTES_AT_ONCE = 2**28
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,12 @@ class Parquet(Shard):
     def _rewrite(self, path: Path) -> None:
         import pyarrow as pa
 
-        schema = pa.schema({"image": pa.large_binary(), "label": pa.int64()})
-        image, label = self._columns.image, self._columns.label
+        schema, image = pa.schema({"image": pa.large_binary()}), self._columns.image
 
         def plain() -> Iterator[pa.RecordBatch]:
             with open_parquet(self._path) as source:
-                for batch in batches(source, self._path, [image, label] if label else [image]):
-                    images = _encoded(batch.column(image))
-                    labels = batch.column(label).cast(pa.int64()) if label else pa.nulls(len(batch), pa.int64())
-                    yield pa.record_batch([images, labels], schema=schema)
+                for column in _pictures(source, self._path, image):
+                    yield pa.record_batch([_encoded(column)], schema=schema)
 
         with replaced(path) as file, pa.ipc.new_file(file, schema) as out:
             for rows in _of_length(ROWS_AT_ONCE, plain(), schema):
@@ -95,26 +94,21 @@ class Parquet(Shard):
         with self.reading(), open_parquet(self._path) as source:
             return int(source.metadata.num_rows)
 
-    @property
-    def labelled(self) -> bool:
-        return self._columns.label is not None
+    @cached_property
+    def labels(self) -> list[int | None] | None:
+        with self.reading():
+            return None if self._columns.label is None else list(column_values(self._path, self._columns.label))
 
     @cached_property
     def captions(self) -> list[str] | None:
         column = self._columns.caption
-        if column is None:
-            return None
         found: list[str] = []
-        with self.reading(), open_parquet(self._path) as source:
-            for batch in batches(source, self._path, [column]):
-                for value in batch.column(column).to_pylist():
-                    place = f"row {len(found)}"
-                    try:
-                        found.append(one_caption(texts_in(value), f"{self.key}, {place}"))
-                    except ValueError as error:
-                        raise ValueError(f"{place}, column {column}: {error}") from error
-            if len(found) != source.metadata.num_rows:
-                raise ValueError(f"it has {len(found)} rows, but says {source.metadata.num_rows}")
+        with self.reading():
+            for row, value in enumerate(column_values(self._path, column) if column is not None else ()):
+                try:
+                    found.append(one_caption(texts_in(value), f"{self.key}, row {row}"))
+                except ValueError as error:
+                    raise ValueError(f"row {row}, column {column}: {error}") from error
         return found if any(found) else None
 
     @property
@@ -134,7 +128,7 @@ class Parquet(Shard):
         if not rows:
             raise IndexError(index)
         # A row without bytes is one that does not decode.
-        return Entry(f"{self.key}, row {index}", rows[0]["image"] or b"", rows[0]["label"])
+        return Entry(f"{self.key}, row {index}", rows[0]["image"] or b"")
 
 
 def _bytes_of(kind: Any) -> Any:
@@ -177,3 +171,32 @@ def _of_length(length: int, batches: "Iterator[pa.RecordBatch]", schema: "pa.Sch
             yield from rest[:length].combine_chunks().to_batches()
             rest = rest[length:]
     yield from rest.combine_chunks().to_batches()
+
+
+def _pictures(file: "pq.ParquetFile", path: Path, column: str) -> "Iterator[pa.Array]":
+    """A column, at most 64 rows at once, and few enough that a quarter of a gigabyte holds them.
+
+    Args:
+        file: of `open_parquet`.
+        path: the file's.
+        column: its name.
+
+    Raises:
+        ValueError: they expand to far more than the file has.
+    """
+    # Nothing is asked of single columns' metadata: pyarrow ends the process where that is damaged.
+    sizes = [file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups)]
+    stored = path.stat().st_size
+    # A dictionary stores a value once however many rows have it, each as large as all of the group at the worst:
+    # decompressed sizes bound what is read at once, and the rows themselves are counted.
+    at_once = min(ROWS_AT_ONCE, max(1, BYTES_AT_ONCE // max([1, *sizes])))
+    left = limit = expanded_limit(stored)
+    if sum(sizes) <= limit:
+        for batch in file.iter_batches(at_once, columns=[column]):
+            left -= batch.nbytes
+            if left < 0:
+                break
+            yield batch.column(0)
+        else:
+            return
+    raise ValueError(f"its {stored:,} bytes expand to more than {limit:,}")

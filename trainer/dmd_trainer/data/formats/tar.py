@@ -14,13 +14,11 @@ import numpy as np
 from dmd_trainer.conditions.tables import expanded_limit
 from dmd_trainer.conditions.texts import text_column, texts_in
 from dmd_trainer.data.formats.folder import PICTURES
-from dmd_trainer.data.shard import MAX_PICTURE, Entry, Shard, one_caption
-from dmd_trainer.runtime.reading import is_hidden, replaced
+from dmd_trainer.data.shard import MAX_BESIDE, MAX_PICTURE, Entry, Shard, one_caption
+from dmd_trainer.runtime.reading import is_left_out, replaced
 
 BLOCK = tarfile.BLOCKSIZE
 GZIP = b"\x1f\x8b"
-MAX_TEXT = 2**20
-"""Bytes of a caption, a class or a sample's .json."""
 
 
 class _TarIndex(NamedTuple):
@@ -110,9 +108,9 @@ class Tar(Shard):
     def count(self) -> int:
         return len(self._index.offsets)
 
-    @property
-    def labelled(self) -> bool:
-        return self._index.labels is not None
+    @cached_property
+    def labels(self) -> list[int] | None:
+        return self._index.labels
 
     @cached_property
     def captions(self) -> list[str] | None:
@@ -123,12 +121,11 @@ class Tar(Shard):
         return [f"{count} {kind} in {self.key} not used" for kind, count in self._index.left_out.most_common(5)]
 
     def entry(self, index: int) -> Entry:
-        offsets, sizes, labels, *_ = self._index
-        offset, size = int(offsets[index]), int(sizes[index])
+        offset, size = int(self._index.offsets[index]), int(self._index.sizes[index])
         with self.reading(), self._plain.open("rb") as file:
             file.seek(offset)
             content = file.read(size)
-        return Entry(f"{self.key}, image {index}", content, None if labels is None else labels[index])
+        return Entry(f"{self.key}, image {index}", content)
 
 
 def _members(tar: tarfile.TarFile, others: Counter[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -138,7 +135,7 @@ def _members(tar: tarfile.TarFile, others: Counter[str]) -> Iterator[tuple[str, 
         stem, dot, suffix = name.partition(".")
         if member.isdir():
             continue
-        if is_hidden(member.name):
+        if is_left_out(member.name):
             others["hidden files"] += 1
         elif not member.isreg():
             others["links and devices"] += 1
@@ -151,7 +148,7 @@ def _members(tar: tarfile.TarFile, others: Counter[str]) -> Iterator[tuple[str, 
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.size > MAX_TEXT:
+    if member.size > MAX_BESIDE:
         raise ValueError(f"{member.name} has {member.size:,} bytes; no text is so long")
     file: IO[bytes] | None = tar.extractfile(member)
     return b"" if file is None else file.read()
