@@ -168,7 +168,7 @@ def test_a_summary_says_what_was_found(tmp_path: Path) -> None:
     assert len(levels(images)) == 9
     summary = images.summary(captions=True)
     for part in (
-        f"{FIELD}: {images.uri}: 10 images in 10 .png, 1 .txt",
+        f"{FIELD}: {images.uri}: 10 images in 10 .png, 1 .txt files",
         "8x8",
         "no labels: not every picture is in a folder of its class",
         "1 of 10 captioned",

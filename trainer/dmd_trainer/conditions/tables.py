@@ -14,8 +14,9 @@ MAX_LINE = 2**20
 """Characters of a line, which is a text or a row."""
 MAX_ROWS = 20_000_000
 """Rows of a file: a parquet file of a kilobyte can say that it has billions."""
-ROWS_AT_ONCE = 256
-"""Rows whose texts, as long as they may be, are a quarter of a gigabyte."""
+ROWS_READ, ROWS_AT_ONCE = 65_536, 256
+"""Rows that are read together, their texts as a dictionary; and those whose texts are written out together, which are a
+quarter of a gigabyte where all are as long as they may be."""
 MAX_EXPANSION, FREE_EXPANSION = 100, 2**28
 """A file may expand to a hundred times its size, and to 256 MiB in any case; pictures and texts never do."""
 
@@ -112,13 +113,14 @@ def column_values(path: Path, column: str) -> Iterator[Any]:
     """
     with open_parquet(path, column) as file:
         count, left = 0, expanded_limit(path.stat().st_size)
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
+        for batch in file.iter_batches(ROWS_READ, columns=[column]):
             (values,) = batch.columns
             left -= _bytes_of_texts(values)
             if left < 0:
                 raise ValueError(f"the texts of column {column} expand to far more than the file")
             count += len(values)
-            yield from values.to_pylist()
+            for start in range(0, len(values), ROWS_AT_ONCE):
+                yield from values.slice(start, ROWS_AT_ONCE).to_pylist()
         if count != file.metadata.num_rows:
             raise ValueError(f"it has {count} rows, but says {file.metadata.num_rows}")
 

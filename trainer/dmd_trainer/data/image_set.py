@@ -187,7 +187,9 @@ class ImageSet:
             labels: those of the images that were looked at.
             captions: whether captions are of interest.
         """
-        found = [f"{len(self):,} images in {self._files_found()}"]
+        kinds = Counter(PurePosixPath(key).suffix.lower() for key in self._files.keys)
+        files = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+        found = [f"{len(self):,} images" + (f" in {files} files" if files else "")]
         if self._sizes:
             widths, heights = ([size[axis] for size in self._sizes] for axis in (0, 1))
             least, most = f"{min(widths)}x{min(heights)}", f"{max(widths)}x{max(heights)}"
@@ -211,10 +213,6 @@ class ImageSet:
         if self._bad:
             found.append(f"{len(self._bad):,} do not decode: {self._named_bad()}")
         return f"{self.field}: {self.uri}: {'; '.join(found)}"
-
-    def _files_found(self) -> str:
-        kinds = Counter(PurePosixPath(key).suffix.lower() for key in self._files.keys)
-        return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items())) or self.uri
 
 
 def _some(names: Sequence[str]) -> str:
