@@ -406,7 +406,12 @@ def test_shards_in_a_bucket_are_counted_once_and_fetched_when_drawn_from(
         open_storage(bucket).upload(path, f"set/{path.name}")
     location, shared = Location(uri=f"{bucket}/set"), FileStorage(tmp_path / "shared")
     assert len(open_real_images(location, teacher, tmp_path / "preflight", shared)) == COUNT
-    assert [json.loads(shared.read(key)) for key in shared.list()] == [[10, 14]]
+    (kept,) = shared.list()
+    assert json.loads(shared.read(kept)) == [10, 14]
+    for damage in (b"[10", b"[10]", b'[10, "14"]', b"[" * 100_000):
+        shared.write(kept, damage)
+        assert len(open_real_images(location, teacher, tmp_path / "preflight", shared)) == COUNT
+        assert json.loads(shared.read(kept)) == [10, 14]
 
     images = open_real_images(location, teacher, tmp_path / "scratch", shared)
 

@@ -189,7 +189,10 @@ def by_csv(content: bytes) -> Any:
 
 
 def by_edm(content: bytes) -> Any:
-    known = dict(json.loads(content)["labels"])
+    found = json.loads(content)
+    if not isinstance(found, dict) or found.get("labels") is None:
+        return [None] * ROWS  # EDM's own code ends here; a teacher with classes refuses images that have none
+    known = dict(found["labels"])
     return [known[f"{i}.png"] for i in range(ROWS)]
 
 

@@ -13,6 +13,7 @@ from dmd_api.spec import Location
 from dmd_trainer.data.class_folders import class_folders
 from dmd_trainer.data.image_set import ImageSet
 from dmd_trainer.data.shard import MAX_BESIDE, one_caption
+from dmd_trainer.runtime.reading import is_left_out
 from tests.trainer.data.sources import FIELD, captions, grey, labels, levels, opened, write_folder
 
 
@@ -60,7 +61,11 @@ EDM = {"00000/img00000000.png": grey(0), "00000/img00000001.png": grey(1), "0000
 def test_edms_labels(tmp_path: Path) -> None:
     content = {"labels": [[name.replace("/", "\\"), 6 - i] for i, name in enumerate(EDM)]}
     assert labels(opened(write_folder(tmp_path / "a", EDM | {"dataset.json": json.dumps(content)}))) == [6, 5, 4]
-    assert not opened(write_folder(tmp_path / "b", EDM | {"dataset.json": '{"labels": null}'})).labelled
+    # Where it has none, EDM's numbered folders are still no classes.
+    for number, other in enumerate(['{"labels": null}', '{"images": 3}', "[]"]):
+        images = opened(write_folder(tmp_path / str(number), EDM | {"dataset.json": other}))
+        assert not images.labelled
+        assert "no labels: dataset.json has none" in images.summary()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +75,6 @@ def test_edms_labels(tmp_path: Path) -> None:
         (json.dumps({"labels": [[name, 0.5] for name in EDM]}), "is 0.5, not a number"),
         (json.dumps({"labels": [[name, True] for name in EDM]}), "is True, not a number"),
         ('{"labels": 3}', "cannot be read"),
-        ('{"images": 3}', "it has no labels"),
         ("[", "cannot be read"),
         ("[" * 100_000, "maximum recursion depth"),
     ],
@@ -181,3 +185,20 @@ def test_a_summary_says_what_was_found(tmp_path: Path) -> None:
 def test_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"no images there \(looked for .*; cifar10\.zip is none of them\)"):
         ImageSet(Location(uri=write_folder(tmp_path / "set", {"cifar10.zip": b"x"}).as_uri()), FIELD, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "left_out"),
+    [
+        ("a/b.png", False),
+        ("./a.png", False),
+        ("a..b/c.d.png", False),
+        ("../a.png", True),
+        ("a/../../b.png", True),
+        ("/etc/a.png", True),
+        (".cache/a.png", True),
+        ("a/__MACOSX/b.png", True),
+    ],
+)
+def test_what_is_left_out_by_its_path(path: str, left_out: bool) -> None:
+    assert is_left_out(path) == left_out

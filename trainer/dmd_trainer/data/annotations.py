@@ -88,9 +88,7 @@ class Annotations:
             if path.stat().st_size > MAX_JSON:
                 raise ValueError(f"it has more than {MAX_JSON:,} bytes")
             content = json.loads(path.read_bytes())
-            if not isinstance(content, dict) or "labels" not in content:
-                raise ValueError("it has no labels")
-            if content["labels"] is None:
+            if not isinstance(content, dict) or content.get("labels") is None:
                 return None
             labels = {str(name).replace("\\", "/"): label for name, label in content["labels"]}
             for key in self._keys:

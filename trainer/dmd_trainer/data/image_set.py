@@ -128,9 +128,8 @@ class ImageSet:
 
         def sample(entry: Entry) -> Tensor | UndecodableError:
             if isinstance(entry.content, Tensor):
-                return (
-                    entry.content if entry.content.isfinite().all() else UndecodableError("its numbers are not finite")
-                )
+                finite = entry.content.isfinite().all()
+                return entry.content if finite else UndecodableError("its numbers are not finite")
             try:
                 picture = decode(entry.content)
             except UndecodableError as error:
@@ -235,10 +234,8 @@ def _counts(files: Files, shards: Sequence[Shard], shared: Storage | None) -> li
     if all(shard.key in said for shard in shards):
         return [said[shard.key] for shard in shards]
     key = f"cache/images-{files.identity}.json"
-    if shared is not None and shared.exists(key):
-        kept = json.loads(shared.read(key))
-        if isinstance(kept, list) and len(kept) == len(shards) and all(_is_count(count) for count in kept):
-            return kept
+    if (kept := _kept_counts(shared, key)) is not None and len(kept) == len(shards):
+        return kept
     counts = []
     for number, shard in enumerate(shards):
         counts.append(shard.count())
@@ -248,6 +245,17 @@ def _counts(files: Files, shards: Sequence[Shard], shared: Storage | None) -> li
     if shared is not None:
         shared.write(key, json.dumps(counts).encode())
     return counts
+
+
+def _kept_counts(shared: Storage | None, key: str) -> list[int] | None:
+    """The counts that another run left; None where there are none, or they were damaged since."""
+    if shared is None or not shared.exists(key):
+        return None
+    try:
+        kept = json.loads(shared.read(key))
+    except (ValueError, RecursionError):
+        return None
+    return kept if isinstance(kept, list) and all(_is_count(count) for count in kept) else None
 
 
 def _said_counts(files: Files) -> dict[str, int]:

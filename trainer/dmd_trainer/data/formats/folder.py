@@ -47,7 +47,8 @@ class Folder(Shard):
     def _found(self) -> tuple[list[int] | None, str]:
         """The labels, and where they come from, or why there are none."""
         if EDM_LABELS in self.files.keys:
-            return self._annotations.edm_labels(), f"labels of {EDM_LABELS}"
+            labels = self._annotations.edm_labels()
+            return labels, f"labels of {EDM_LABELS}" if labels is not None else f"no labels: {EDM_LABELS} has none"
         if (labels := self._annotations.labels()) is not None:
             return labels, "labels of metadata"
         if isinstance(self._folders, str):
