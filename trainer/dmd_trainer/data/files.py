@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +70,20 @@ def _local_files(uri: str, scratch: Path, chosen: Chosen, field: str) -> Files:
     path = local_path(uri, scratch)
     root = path if path.is_dir() else path.parent
     with reading(f"{field}: {uri}"):
-        found = {p.relative_to(root).as_posix(): p for p in (_walk(root) if path.is_dir() else [path])}
-        keys, others = chosen([key for key, p in found.items() if p.is_file()])
-        identity = _identity(uri, [(key, found[key].stat().st_size) for key in keys])
-    # Pipes, sockets and links to nothing would never end, or cannot be read.
-    strange = [key for key, p in found.items() if not p.is_file()]
-    left_out = tuple(sorted([*others, *strange]))
+        sizes = {p.relative_to(root).as_posix(): _size(p) for p in (_walk(root) if path.is_dir() else [path])}
+    keys, others = chosen([key for key, size in sizes.items() if size is not None])
+    left_out = tuple(sorted([*others, *(key for key, size in sizes.items() if size is None)]))
+    identity = _identity(uri, [(key, sizes[key]) for key in keys])
     return Files(uri, keys, lambda key: root / key, False, scratch / f"images-{identity}", identity, field, left_out)
+
+
+def _size(path: Path) -> int | None:
+    """A file's bytes; None of a pipe, which would never end, and of a link to nothing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _walk(root: Path) -> Iterator[Path]:
