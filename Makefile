@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 NONE_CHOSEN = test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-control-plane build-cluster conformance bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
+.PHONY: help setup demo test test-local test-control-plane build-cluster conformance fuzz bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ build-cluster: setup
 
 conformance: setup ## Hold every family of teachers, with every scheduler configuration, against diffusers' own pipelines
 	DMD_CONFORMANCE=1 $(BIN)/pytest -n 2 --dist worksteal tests/trainer/conformance $(ARGS)
+
+fuzz: setup ## Read 500 damaged files of each format of data: DMD_DAMAGED=5000 for more
+	DMD_DAMAGED=$${DMD_DAMAGED:-500} $(BIN)/pytest tests/trainer/data/test_damage.py $(ARGS)
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -79,8 +79,8 @@ class Location(Model):
     """Something to read."""
 
     uri: ReadableUri = Field(
-        description="Its URI: hf://, s3://, models:/, pvc://CLAIM/PATH, file://, or builtin:// for what ships "
-        "with the trainer."
+        description="Its URI: hf://[datasets/]OWNER/NAME[/PATH][@REVISION], s3://, models:/, pvc://CLAIM/PATH, "
+        "file://, or builtin:// for what ships with the trainer."
     )
 
 
@@ -88,9 +88,9 @@ class Teacher(Model):
     """The diffusion model that is distilled."""
 
     uri: ReadableUri = Field(
-        description="A diffusers pipeline with safetensors weights: hf://OWNER/NAME[@REVISION], s3://BUCKET/PREFIX, "
-        "models:/NAME@ALIAS, pvc://CLAIM/PATH, file:///PATH (on a laptop; relative paths count from the working "
-        "directory), or builtin://digits-teacher."
+        description="A diffusers pipeline with safetensors weights: hf://OWNER/NAME[/FOLDER][@REVISION], "
+        "s3://BUCKET/PREFIX, models:/NAME@ALIAS, pvc://CLAIM/PATH, file:///PATH (on a laptop; relative paths count "
+        "from the working directory), or builtin://digits-teacher."
     )
     guidance_scale: float = Field(
         1.0, ge=0, le=100, description="Classifier-free guidance of the real score and of the pairs; 1 turns it off."
@@ -112,7 +112,7 @@ class ClassLabels(Model):
 
 
 class Prompts(Location):
-    """Prompts, one a line (.txt), an object a line (.jsonl) or a row (.parquet); of a folder, all such files."""
+    """Prompts, one a line (.txt), an object a line (.jsonl) or a row (.csv, .parquet); of a folder, all such files."""
 
     column: str | None = Field(
         None,
@@ -302,8 +302,8 @@ class Evaluation(PodSettings):
     )
     reference: Location | None = Field(
         None,
-        description="The real images to measure against: a folder of images, .parquet (column image), builtin://digits "
-        "or builtin://emoji.",
+        description="The real images to measure against: a folder of images, .parquet (column image), .tar "
+        "(webdataset), builtin://digits or builtin://emoji.",
     )
     resolution: int | None = Field(
         None,

@@ -1,17 +1,14 @@
 """URIs become local paths: no two of them share a folder, and of a hub's repository only what is needed is taken."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 from xml.sax.saxutils import escape
 
 import pytest
@@ -21,8 +18,7 @@ from dmd_trainer.data.files import find_files
 from dmd_trainer.runtime import fetch
 from dmd_trainer.runtime.fetch import local_path
 from dmd_trainer.runtime.storage import FileStorage, Storage
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.trainer.fake_hub import hub
 
 
 def test_two_folders_of_a_bucket_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,65 +76,6 @@ REPOSITORIES = {
 }
 
 
-@contextmanager
-def hub() -> Iterator[tuple[str, "Counter[str]"]]:
-    """A hub with `REPOSITORIES`, as huggingface_hub asks it; yields its URL and how often each file was downloaded."""
-    downloads: Counter[str] = Counter()
-
-    class Hub(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        def answer(self) -> None:
-            parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-            if parts[:2] == ["api", "models"]:
-                files = REPOSITORIES["/".join(parts[2:4])]
-                if "tree" in parts:
-                    entries = [
-                        {"type": "file", "path": name, "size": len(text), "oid": blob(text)}
-                        for name, text in files.items()
-                    ]
-                    return self.send(json.dumps(entries))
-                siblings = [{"rfilename": name} for name in files]
-                return self.send(json.dumps({"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings}))
-            name = "/".join(parts[4:])
-            content = REPOSITORIES.get("/".join(parts[:2]), {}).get(name)
-            if content is None:
-                return self.send("", 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-            if self.command == "GET":
-                downloads[name] += 1
-            return self.send(content, 200, {"ETag": f'"{blob(content)}"', "X-Repo-Commit": COMMIT})
-
-        def send(self, text: str, status: int = 200, headers: dict[str, str] | None = None) -> None:
-            body = text.encode()
-            self.send_response(status)
-            for key, value in ({"Content-Type": "application/json"} | (headers or {})).items():
-                self.send_header(key, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            """Quiet."""
-
-    def blob(text: str) -> str:
-        return hashlib.sha1(text.encode()).hexdigest()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", downloads
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 # A process of its own, since huggingface_hub reads its environment when it is imported; its threads take the locks that
 # a node's ranks take.
 RANKS = """
@@ -172,7 +109,7 @@ for name in ("climbing", "torn"):
 
 def test_of_a_pipeline_what_diffusers_loads_is_downloaded_once_a_node(tmp_path: Path) -> None:
     uris = ["hf://owner/pipeline", "hf://owner/other@main"]
-    with hub() as (url, downloads):
+    with hub(REPOSITORIES) as (url, downloads):
         environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
         environment.pop("HF_HUB_OFFLINE", None)
         command = [sys.executable, "-c", RANKS, *uris]
@@ -180,7 +117,7 @@ def test_of_a_pipeline_what_diffusers_loads_is_downloaded_once_a_node(tmp_path: 
     assert done.returncode == 0, done.stderr
     *_, found, climbing, torn = done.stdout.splitlines()
     assert climbing.startswith("hf://owner/climbing: its files cannot be taken")
-    assert torn.startswith("hf://owner/torn: its files cannot be taken")
+    assert torn.startswith("hf://owner/torn: its model_index.json is damaged")
     first, second = json.loads(found)
     assert first == second
     for folder, expected in zip(map(Path, first), (PIPELINE, OTHER), strict=True):
@@ -224,7 +161,7 @@ def bucket(*keys: str) -> Iterator[str]:
 
 
 def read_images(uri: str, scratch: Path) -> None:
-    files = find_files(uri, scratch, lambda name: True)
+    files = find_files(uri, scratch, lambda name: True, "spec.data.images")
     for key in files.keys:
         files.fetch(key)
 

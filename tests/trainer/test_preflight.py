@@ -53,3 +53,15 @@ def test_storage_that_cannot_be_written_is_found(manifest_dict: dict[str, Any], 
     assert error is not None
     assert error.exit_code == ExitCode.INFRASTRUCTURE
     assert "storage" in error.message
+
+
+def test_what_was_found_is_said(
+    manifest_dict: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest_dict["spec"]["data"]["images"] = {"uri": "builtin://digits"}
+    manifest_dict["spec"]["method"] = {"name": "DMD2", "gan": {}}
+    result = run_stage_here(Stage.PREFLIGHT, manifest_dict, tmp_path)
+    assert result.error is None
+    said = capsys.readouterr().out
+    assert "spec.data.images: builtin://digits: 1,797 images; classes 0 to 9" in said
+    assert "spec.evaluation.reference: builtin://digits: 1,797 images" in said

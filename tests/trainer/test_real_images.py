@@ -28,6 +28,7 @@ from dmd_trainer.families.text_encoder import TextEncoder
 from dmd_trainer.runtime.storage import FileStorage, open_storage
 from dmdctl.local.local_runner import free_port
 from tests.servers import ACCESS_KEY, SECRET_KEY, start_s3
+from tests.trainer.data.sources import write_folder
 from tests.trainer.test_storage import make_bucket
 from tests.trainer.text_teachers import make_sd
 
@@ -55,7 +56,7 @@ def wanted(number: int) -> Tensor:
 
 def as_folder(root: Path) -> None:
     for i in range(COUNT):
-        path = root / f"class-{LABELS[i]}" / f"{i:03d}.png"
+        path = root / f"{LABELS[i]}" / f"{i:03d}.png"
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(png(i))
 
@@ -220,10 +221,10 @@ def test_images_that_do_not_decode_are_named_and_passed_over(
     root = tmp_path / "images"
     as_folder(root)
     for number, damage in ((4, b""), (5, b"no picture"), (23, png(23)[:80])):
-        (root / f"class-{LABELS[number]}" / f"{number:03d}.png").write_bytes(damage)
+        (root / f"{LABELS[number]}" / f"{number:03d}.png").write_bytes(damage)
     images = opened(root, teacher)
     samples, condition = images.at(torch.arange(COUNT))
-    assert images.bad == ["class-1/004.png", "class-1/005.png", "class-7/023.png"]
+    assert images.bad == ["1/004.png", "1/005.png", "7/023.png"]
     taken = [6 if i in (4, 5) else i for i in range(COUNT - 1)] + [0]
     assert torch.equal(samples, torch.stack([wanted(i) for i in taken]))
     assert condition["class_labels"].tolist() == [LABELS[i] for i in taken]
@@ -231,7 +232,7 @@ def test_images_that_do_not_decode_are_named_and_passed_over(
     assert torch.equal(images.at(torch.tensor([4]))[0], samples[6:7])
     assert len(images.bad) == 3
     monkeypatch.setattr(image_set, "UNDECODABLE_LEAST", 2)
-    message = r"24 images at least 3 do not decode, among them class-1/004\.png, class-1/005\.png"
+    message = r"24 images at least 3 do not decode, among them 1/004\.png \(it is empty\), 1/005\.png"
     with pytest.raises(BadInputError, match=message):
         opened(root, teacher).at(torch.arange(COUNT))
     with pytest.raises(BadInputError, match=message):
@@ -257,7 +258,7 @@ def test_what_is_fetched_ahead_is_what_is_asked_for(
     assert read == [[3, 1]], "nothing is read twice"
     images.prefetch(torch.tensor([3, 1]))
     assert torch.equal(images.at(torch.tensor([5]))[0][0], wanted(5)), "what was not foreseen is read all the same"
-    (root / "class-0" / "002.png").unlink()
+    (root / "0" / "002.png").unlink()
     images.prefetch(torch.tensor([2]))
     with pytest.raises(BadInputError, match=r"002\.png"):
         images.at(torch.tensor([2]))
@@ -305,6 +306,14 @@ def another_shape(root: Path) -> None:
     save_file({"latents": torch.zeros(2, 4, 8, 8), "class_labels": torch.zeros(2).long()}, root / "a.safetensors")
 
 
+def labels_as_floats(root: Path) -> None:
+    save_file({"latents": torch.zeros(2, 1, 8, 8), "class_labels": torch.zeros(2)}, root / "a.safetensors")
+
+
+def labels_of_others(root: Path) -> None:
+    save_file({"latents": torch.zeros(2, 1, 8, 8), "class_labels": torch.zeros(3).long()}, root / "a.safetensors")
+
+
 def bytes_as_tensors(root: Path) -> None:
     save_file({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, root / "a.safetensors")
 
@@ -315,11 +324,13 @@ def bytes_as_tensors(root: Path) -> None:
         (lambda root: _write(root / "a.parquet"), r"a\.parquet cannot be read"),
         (lambda root: _write(root / "a.tar"), r"a\.tar cannot be read"),
         (lambda root: _write(root / "a.safetensors"), r"a\.safetensors cannot be read"),
-        (no_image_column, r"no column image \(it has picture\)"),
-        (two_kinds, r"holds \.parquet and \.png files"),
+        (no_image_column, r"no column image, but picture"),
+        (two_kinds, r"several kinds, part-000\.parquet and preview\.png"),
         (no_labels, r"have no class labels, and the teacher takes them"),
         (labels_too_large, r"10 is the class of an image; classes are 0 to 9"),
         (another_shape, r"a sample is 4x8x8, but the teacher denoises 1x8x8"),
+        (labels_as_floats, r"class_labels is F32 \[2\], not integers \[2\]"),
+        (labels_of_others, r"class_labels is I64 \[3\], not integers \[2\]"),
         (bytes_as_tensors, r"images is U8 .*, not floats"),
         (lambda root: None, r"no images there \(looked for \.png"),
     ],
@@ -332,6 +343,41 @@ def test_what_cannot_be_used_is_refused(
     make(root)
     with pytest.raises(BadInputError, match=message):
         opened(root, teacher).check()
+
+
+def test_a_teacher_of_other_classes_is_told(tmp_path: Path, teacher: Teacher) -> None:
+    """It has ten: three folders would be others by the order of their names; numbers speak for themselves."""
+
+    def check(names: list[str]) -> str:
+        root = write_folder(tmp_path / f"{len(names)}-{names[0]}", {f"{name}/a.png": png(1) for name in names})
+        return opened(root, teacher).check()
+
+    assert "10 classes (n0, n1, n2, ...)" in check([f"n{i}" for i in range(10)])
+    assert "9 classes" in check([f"n{i}" for i in range(9)])  # the last label may stand for none
+    assert "classes 3 to 7" in check(["3", "7"])
+    with pytest.raises(BadInputError, match=r"folders of 3 classes \(a, b, c, \.\.\.\), but the teacher has 10"):
+        check(["a", "b", "c"])
+    with pytest.raises(BadInputError, match=r"no class labels.*\(no labels: the folders test, train are no classes"):
+        check(["train", "test"])
+    with pytest.raises(BadInputError, match="10 is the class of an image; classes are 0 to 9"):
+        check([str(i) for i in range(1, 11)])
+
+
+def test_labels_are_nothing_to_a_teacher_that_takes_none(tmp_path: Path, teacher: Teacher) -> None:
+    unconditional = replace(teacher, num_class_embeds=None)
+    pq.write_table(pa.table({"image": [png(0), png(1)], "label": [-1, None]}), tmp_path / "a.parquet")
+    images = opened(tmp_path / "a.parquet", unconditional)
+    images.check()
+    assert images.at(torch.tensor([1]))[1] == {}
+
+
+def test_numbers_that_are_not_finite_do_not_decode(tmp_path: Path, teacher: Teacher) -> None:
+    samples = torch.zeros(3, 1, 8, 8)
+    samples[1, 0, 2, 3] = torch.nan
+    save_file({"latents": samples, "class_labels": torch.arange(3)}, tmp_path / "a.safetensors")
+    images = opened(tmp_path / "a.safetensors", teacher)
+    assert images.at(torch.tensor([1]))[1]["class_labels"].tolist() == [2]
+    assert "1 do not decode: a.safetensors, sample 1 (its numbers are not finite)" in images.check()
 
 
 def test_a_missing_source_is_refused(tmp_path: Path, teacher: Teacher) -> None:
@@ -360,7 +406,12 @@ def test_shards_in_a_bucket_are_counted_once_and_fetched_when_drawn_from(
         open_storage(bucket).upload(path, f"set/{path.name}")
     location, shared = Location(uri=f"{bucket}/set"), FileStorage(tmp_path / "shared")
     assert len(open_real_images(location, teacher, tmp_path / "preflight", shared)) == COUNT
-    assert [json.loads(shared.read(key)) for key in shared.list()] == [[10, 14]]
+    (kept,) = shared.list()
+    assert json.loads(shared.read(kept)) == [10, 14]
+    for damage in (b"[10", b"[10]", b'[10, "14"]', b"[" * 100_000):
+        shared.write(kept, damage)
+        assert len(open_real_images(location, teacher, tmp_path / "preflight", shared)) == COUNT
+        assert json.loads(shared.read(kept)) == [10, 14]
 
     images = open_real_images(location, teacher, tmp_path / "scratch", shared)
 

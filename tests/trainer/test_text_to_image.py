@@ -159,7 +159,8 @@ def test_prompts_are_read_from_every_format(tmp_path: Path) -> None:
         ("a.jsonl", '{"title": "x"}', "has no text or caption or prompt"),
         ("a.jsonl", "{", "cannot be read"),
         ("a.parquet", "no parquet", "cannot be read"),
-        ("a.csv", "x", "neither of"),
+        ("a.csv", "title\nx\n", "it has no text or caption or prompt, but title"),
+        ("a.xml", "x", "neither of"),
     ],
 )
 def test_prompts_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: str, complaint: str) -> None:

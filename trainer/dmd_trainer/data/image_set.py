@@ -6,20 +6,23 @@ image of the shard is first drawn; the images of each shard are counted once, an
 
 import bisect
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
 from dmd_api.spec import Location
-from dmd_trainer.data.decoding import decode, in_threads
+from dmd_trainer.data.decoding import UndecodableError, decode, in_threads, to_tensor
 from dmd_trainer.data.files import Files, find_files
 from dmd_trainer.data.formats import COUNTS, find_shards, is_known
 from dmd_trainer.data.formats.digits import DigitsShard
 from dmd_trainer.data.shard import Entry, Shard
+from dmd_trainer.runtime.reading import reading
 from dmd_trainer.runtime.storage import Storage
 
 Row = tuple[Tensor, int | None] | None
@@ -28,6 +31,9 @@ DIGITS = "builtin://digits"
 CHECKED_SHARDS, CHECKED_IMAGES = 8, 1000
 UNDECODABLE_SHARE, UNDECODABLE_LEAST = 0.01, 100
 """How many images may fail to decode: the larger of 1 % and 100."""
+MAX_COUNT = 2**31
+NAMED = 3
+"""Files of each kind that a summary names."""
 
 
 class ImageSet:
@@ -47,10 +53,10 @@ class ImageSet:
         if location is None:
             raise BadInputError(f"{field}: missing; give the URI of real images")
         self.field, self.uri = field, location.uri
-        files, self._shards = _open(location.uri, field, scratch)
-        self.identity = files.identity
-        self._ends = list(accumulate(_counts(files, self._shards, shared)))
-        self._bad: dict[int, str] = {}
+        self._files, self._shards = _open(location.uri, field, scratch)
+        self._ends = list(accumulate(_counts(self._files, self._shards, shared)))
+        self._bad: dict[int, tuple[str, str]] = {}  # the name, and why
+        self._sizes: set[tuple[int, int]] = set()
         if not len(self):
             raise BadInputError(f"{field}: {self.uri}: no images there")
 
@@ -58,9 +64,14 @@ class ImageSet:
         return self._ends[-1]
 
     @property
+    def identity(self) -> str:
+        """A hash of what tells these images from others."""
+        return self._files.identity
+
+    @property
     def labelled(self) -> bool:
         """Whether its images have labels: whether the first shard's have."""
-        return self._shards[0].labelled
+        return self._shards[0].labels is not None
 
     @property
     def captioned(self) -> bool:
@@ -68,9 +79,19 @@ class ImageSet:
         return self._shards[0].captions is not None
 
     @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes in the order that numbered them; None where labels are numbers by themselves."""
+        return self._shards[0].class_names
+
+    @property
+    def about_labels(self) -> str:
+        """Where its labels come from, or why it has none, where there is something to say."""
+        return self._shards[0].about_labels
+
+    @property
     def bad(self) -> list[str]:
         """The names of the images that did not decode so far."""
-        return list(self._bad.values())
+        return [name for name, _ in self._bad.values()]
 
     def entry(self, index: int) -> Entry:
         """The entry at a global index.
@@ -82,8 +103,9 @@ class ImageSet:
         try:
             return shard.entry(row)
         except IndexError as error:
-            raise shard.unreadable(
-                "it has fewer images than when they were counted: give changed files new names"
+            raise BadInputError(
+                f"{self.field}: {self.uri}: {shard.key} has fewer images than when they were counted; give changed "
+                "files new names"
             ) from error
 
     def place(self, index: int) -> tuple[Shard, int]:
@@ -101,35 +123,51 @@ class ImageSet:
         Raises:
             BadInputError: more images do not decode than are tolerated.
         """
-        entries = [None if index in self._bad else self.entry(index) for index in indices]
+        wanted = [index for index in indices if index not in self._bad]
+        entries = [self.entry(index) for index in wanted]
 
-        def sample(entry: Entry | None) -> Row:
-            if entry is None:
-                return None
+        def sample(entry: Entry) -> Tensor | UndecodableError:
             if isinstance(entry.content, Tensor):
-                return entry.content, entry.label
-            picture = decode(entry.content, prepare)
-            return None if picture is None else (picture, entry.label)
+                finite = entry.content.isfinite().all()
+                return entry.content if finite else UndecodableError("its numbers are not finite")
+            try:
+                picture = decode(entry.content)
+            except UndecodableError as error:
+                return error
+            self._sizes.add(picture.size)
+            return to_tensor(prepare(picture))
 
-        found = in_threads(sample, entries)
-        for index, entry, row in zip(indices, entries, found, strict=True):
-            if row is None and entry is not None:
-                self._skip(index, entry.name)
-        return found
+        samples: dict[int, Tensor] = {}
+        for index, entry, found in zip(wanted, entries, in_threads(sample, entries), strict=True):
+            if isinstance(found, UndecodableError):
+                self._skip(index, entry.name, str(found))
+            else:
+                samples[index] = found
+        return [(samples[index], self._label(index)) if index in samples else None for index in indices]
 
-    def _skip(self, index: int, name: str) -> None:
-        self._bad[index] = name
+    def _label(self, index: int) -> int | None:
+        shard, row = self.place(index)
+        return None if shard.labels is None else shard.labels[row]
+
+    def _skip(self, index: int, name: str, reason: str) -> None:
+        self._bad[index] = name, reason
         limit = min(max(UNDECODABLE_LEAST, int(UNDECODABLE_SHARE * len(self))), len(self) - 1)
         if len(self._bad) > limit:
             raise BadInputError(
                 f"{self.field}: {self.uri}: of {len(self)} images at least {len(self._bad)} do not decode, among them "
-                f"{', '.join(self.bad[:3])}; {limit} would be skipped: remove or replace them"
+                f"{self._named_bad()}; {limit} would be skipped: remove or replace them"
             )
+
+    def _named_bad(self) -> str:
+        return ", ".join(f"{name} ({reason})" for name, reason in list(self._bad.values())[:NAMED])
+
+    def labels_looked_at(self) -> set[int | None]:
+        """All labels of the shards that a check looks at, whether their images are looked at or not."""
+        return {label for number in self._looked_at() for label in self._shards[number].labels or (None,)}
 
     def spread(self) -> list[int]:
         """Up to 1,000 indices from up to 8 shards, evenly spread, for a check."""
-        count = len(self._shards)
-        numbers = sorted({i * count // CHECKED_SHARDS for i in range(CHECKED_SHARDS)})
+        numbers = self._looked_at()
         share = CHECKED_IMAGES // len(numbers)
         chosen: list[int] = []
         for number in numbers:
@@ -137,26 +175,67 @@ class ImageSet:
             chosen += sorted({start + i * (end - start) // share for i in range(share)} if end > start else ())
         return chosen
 
+    def _looked_at(self) -> list[int]:
+        """The numbers of the shards that a check looks at."""
+        return sorted({i * len(self._shards) // CHECKED_SHARDS for i in range(CHECKED_SHARDS)})
+
+    def summary(self, labels: Sequence[int] = (), *, captions: bool = False) -> str:
+        """What was found, in a line: images, files, sizes, labels, captions, and what was left out and why.
+
+        Args:
+            labels: those of the images that were looked at.
+            captions: whether captions are of interest.
+        """
+        kinds = Counter(PurePosixPath(key).suffix.lower() for key in self._files.keys)
+        files = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+        found = [f"{len(self):,} images" + (f" in {files} files" if files else "")]
+        if self._sizes:
+            widths, heights = ([size[axis] for size in self._sizes] for axis in (0, 1))
+            least, most = f"{min(widths)}x{min(heights)}", f"{max(widths)}x{max(heights)}"
+            found.append(least if least == most else f"{least} to {most} pixels")
+        if self.about_labels:
+            found.append(self.about_labels)
+        if (names := self.class_names) is not None:
+            found.append(f"{len(names):,} classes ({_some(names)})")
+        elif labels:
+            found.append(f"classes {min(labels)} to {max(labels)}")
+        shards = [self._shards[number] for number in self._looked_at()]
+        if captions:
+            texts = [text for shard in shards for text in shard.captions or [""] * shard.count()]
+            captioned = sum(map(bool, texts))
+            found.append(
+                f"{captioned:,} of {len(texts):,} captioned" + (" (looked at)" if len(texts) < len(self) else "")
+            )
+        found += [note for shard in shards[:NAMED] for note in shard.notes]
+        if left_out := self._files.left_out:
+            found.append(f"{len(left_out):,} other files left out: {_some(left_out)}")
+        if self._bad:
+            found.append(f"{len(self._bad):,} do not decode: {self._named_bad()}")
+        return f"{self.field}: {self.uri}: {'; '.join(found)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
+
 
 def _open(uri: str, field: str, scratch: Path) -> tuple[Files, Sequence[Shard]]:
     if uri == DIGITS:
-        digits = Files(uri, (), lambda key: scratch / key, False, scratch, "digits")
+        digits = Files(uri, (), lambda key: scratch / key, False, scratch, "digits", field)
         return digits, [DigitsShard(digits)]
-    files = find_files(uri, scratch, is_known)
-    return files, find_shards(files, field)
+    files = find_files(uri, scratch, is_known, field)
+    return files, find_shards(files)
 
 
 def _counts(files: Files, shards: Sequence[Shard], shared: Storage | None) -> list[int]:
     """How many images each shard has: as its folder says, as another run counted, or by reading all of them."""
     if not any(shard.counted_by_reading for shard in shards):
         return [shard.count() for shard in shards]
-    if COUNTS in files.keys:
-        known = json.loads(files.fetch(COUNTS).read_text())
-        if all(shard.key in known for shard in shards):
-            return [int(known[shard.key]) for shard in shards]
+    said = _said_counts(files)
+    if all(shard.key in said for shard in shards):
+        return [said[shard.key] for shard in shards]
     key = f"cache/images-{files.identity}.json"
-    if shared is not None and shared.exists(key):
-        return [int(count) for count in json.loads(shared.read(key))]
+    if (kept := _kept_counts(shared, key)) is not None and len(kept) == len(shards):
+        return kept
     counts = []
     for number, shard in enumerate(shards):
         counts.append(shard.count())
@@ -166,3 +245,33 @@ def _counts(files: Files, shards: Sequence[Shard], shared: Storage | None) -> li
     if shared is not None:
         shared.write(key, json.dumps(counts).encode())
     return counts
+
+
+def _kept_counts(shared: Storage | None, key: str) -> list[int] | None:
+    """The counts that another run left; None where there are none, or they were damaged since."""
+    if shared is None or not shared.exists(key):
+        return None
+    try:
+        kept = json.loads(shared.read(key))
+    except (ValueError, RecursionError):
+        return None
+    return kept if isinstance(kept, list) and all(_is_count(count) for count in kept) else None
+
+
+def _said_counts(files: Files) -> dict[str, int]:
+    """The numbers of samples in webdataset's files, each of which speaks of the shards beside it."""
+    said: dict[str, int] = {}
+    for key in files.keys:
+        folder, slash, name = key.rpartition("/")
+        if name != COUNTS:
+            continue
+        with reading(files.where(key), "correct or remove it"):
+            content = json.loads(files.fetch(key).read_bytes())
+            if not isinstance(content, dict) or not all(_is_count(count) for count in content.values()):
+                raise ValueError("it is no object of numbers by name")
+            said |= {f"{folder}{slash}{shard}": count for shard, count in content.items()}
+    return said
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_COUNT

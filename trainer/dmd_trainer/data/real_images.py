@@ -42,10 +42,25 @@ class RealImages:
         self._captions: dict[str, Conditions] = {}  # of each shard that was drawn from
         self._ahead: tuple[list[int], Future[list[Row]]] | None = None
         self._device = teacher.denoiser.schedule.sigmas.device
-        if teacher.num_class_embeds is not None and not images.labelled:
+        self._classes = teacher.num_class_embeds
+        """How many labels the teacher takes; None: none, whatever the images have."""
+        if self._classes is not None:
+            self._check_classes(self._classes)
+
+    def _check_classes(self, wanted: int) -> None:
+        images = self.images
+        if not images.labelled:
             raise BadInputError(
                 f"{images.field}: {images.uri}: the images have no class labels, and the teacher takes them: give a "
-                "folder for each class, a parquet column label, .cls files in the tars or a tensor class_labels"
+                "folder for each class, EDM's dataset.json, a parquet column label, .cls files in the tars or a tensor "
+                "class_labels" + (f" ({images.about_labels})" if images.about_labels else "")
+            )
+        # As in the manifest's count, the last label may stand for no class.
+        if (names := images.class_names) is not None and len(names) not in (wanted, wanted - 1):
+            raise BadInputError(
+                f"{images.field}: {images.uri}: folders of {len(names)} classes ({', '.join(names[:3])}, ...), "
+                f"but the teacher has {wanted}: their order does not say which they are; name folders by the classes' "
+                "numbers"
             )
 
     def __len__(self) -> int:
@@ -65,7 +80,7 @@ class RealImages:
             indices: from 0 to the number of images.
 
         Returns:
-            Samples in the teacher's space, latents on its device; {"class_labels": [B]} where the images have labels,
+            Samples in the teacher's space, latents on its device; {"class_labels": [B]} where the teacher takes some,
             and a text-to-image teacher's condition for their captions where they have some.
 
         Raises:
@@ -82,7 +97,7 @@ class RealImages:
             rows.append(row)
         samples = torch.stack([self._sample(sample) for sample, _ in rows])
         conditions: dict[str, Tensor] = {}
-        if self.images.labelled:
+        if self._classes is not None:
             conditions["class_labels"] = torch.tensor([self._label(label) for _, label in rows])
         if self._embed is not None:
             captions = [self._caption(self._embed, index) for index in found]
@@ -109,18 +124,21 @@ class RealImages:
         found = ahead[1].result()  # waited for even if it is of no use: two readers would count what is bad at once
         return found if ahead[0] == wanted else self.images.read(wanted, self._prepare)
 
-    def check(self) -> None:
+    def check(self) -> str:
         """Reads images from all over the source, before anything is trained on them.
+
+        Returns:
+            What was found, in a line for people.
 
         Raises:
             BadInputError: as `at`.
         """
+        labels = [] if self._classes is None else [self._label(label) for label in self.images.labels_looked_at()]
         indices = torch.tensor(self.images.spread())
         for chunk in indices.split(CHECKED_AT_ONCE):
-            rows = self.images.read(chunk.tolist(), self._prepare)
-            for label in {row[1] for row in rows if row is not None and self.images.labelled}:
-                self._label(label)
+            self.images.read(chunk.tolist(), self._prepare)
         self.at(indices[:1])
+        return self.images.summary(labels, captions=self._teacher.takes_text)
 
     def _prepare(self, picture: Image.Image) -> Image.Image:
         """The largest centred part of the image's proportions, resized: bicubic, antialiased."""
@@ -142,11 +160,11 @@ class RealImages:
         )
 
     def _label(self, label: int | None) -> int:
-        count = self._teacher.num_class_embeds
-        if label is None or label < 0 or (count is not None and label >= count):
-            known = "numbers from 0" if count is None else f"0 to {count - 1}, as the teacher has them"
+        assert self._classes is not None, "only a teacher with classes asks"
+        if label is None or not 0 <= label < self._classes:
             raise BadInputError(
-                f"{self.images.field}: {self.images.uri}: {label} is the class of an image; classes are {known}"
+                f"{self.images.field}: {self.images.uri}: {label} is the class of an image; classes are 0 to "
+                f"{self._classes - 1}, as the teacher has them"
             )
         return label
 

@@ -68,7 +68,7 @@ def check_reference(
     scratch: Path,
     cache: Storage,
     resolution: int | None = None,
-) -> None:
+) -> str:
     """Reads real images from all over the source, and extracts a few: what can be wrong with them is found early.
 
     Args:
@@ -79,6 +79,9 @@ def check_reference(
         cache: what runs share.
         resolution: `spec.evaluation.resolution`.
 
+    Returns:
+        What was found, in a line for people.
+
     Raises:
         BadInputError: as `reference_features`.
     """
@@ -86,6 +89,7 @@ def check_reference(
     batches = list(_batches(images, images.spread(), extractor, size, resolution))
     with torch.inference_mode():
         extractor.extract(batches[0][:2])
+    return images.summary()
 
 
 def _batches(

@@ -1,25 +1,18 @@
 """From a URI to a local path: teachers, feature networks, data sets."""
 
 import hashlib
-import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from dmd_api.errors import BadInputError, InfrastructureError
+from dmd_api.errors import BadInputError
 from dmd_api.paths import below
 from dmd_api.uris import parse_uri
+from dmd_trainer.runtime.hub import from_hub
 from dmd_trainer.runtime.sources import check_source, is_own
 from dmd_trainer.runtime.storage import CLAIMS, open_storage
 
 ASSETS = Path(str(files("dmd_trainer"))) / "assets"
 """The models and data of `builtin://`, which ship with the trainer."""
-ABOUT = ("model_index.json", "README.md", "LICENSE*", "LICENCE*", "NOTICE*")
-"""The files at the top of a pipeline's repository that are taken; an export passes on all but the first."""
-OTHER_FRAMEWORKS = ("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite")
-"""Weights that nothing here reads."""
-NOT_LOADED = (*OTHER_FRAMEWORKS, "*.bin", "*.ckpt", "*.pt", "*.pth", "*/*.*.safetensors")
-"""Weights in a pipeline's folders that diffusers does not load: pickled ones, and variants (NAME.fp16.safetensors)."""
 
 
 def local_path(uri: str, scratch: Path) -> Path:
@@ -45,7 +38,7 @@ def local_path(uri: str, scratch: Path) -> Path:
         case "s3":
             path = _from_storage(uri, scratch)
         case "hf":
-            path = _from_hub(parsed.path)
+            path = from_hub(parsed.path)
         case "models":
             path = _from_registry(uri, scratch)
         case other:
@@ -72,54 +65,6 @@ def _from_storage(uri: str, scratch: Path) -> Path:
     for key, path in [(key, below(folder, key, uri)) for key in keys]:  # all are looked at before one is written
         storage.download(key, path)
     return folder
-
-
-def _from_hub(name: str) -> Path:
-    """A repository's files in the hub's cache, which a node's processes share; its locks let one of them download."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    repository, _, revision = name.partition("@")
-    at = revision or None
-    try:
-        try:
-            index = json.loads(Path(hf_hub_download(repository, "model_index.json", revision=at)).read_text())
-        except EntryNotFoundError:  # no pipeline, or the hub cannot be asked
-            return Path(snapshot_download(repository, revision=at, ignore_patterns=[*OTHER_FRAMEWORKS]))
-        if not isinstance(index, dict):
-            raise ValueError("model_index.json is no JSON object")
-        wanted = [*ABOUT, *(f"{folder}/*" for folder in _folders(index))]
-        return Path(snapshot_download(repository, revision=at, allow_patterns=wanted, ignore_patterns=[*NOT_LOADED]))
-    except GatedRepoError as error:
-        raise BadInputError(
-            f"hf://{name}: access is gated; accept its terms on the hub and give spec.huggingFace.credentialsSecretRef "
-            "(locally: HF_TOKEN)"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise BadInputError(
-            f"hf://{name}: no such repository, or a private one; check the name, or give HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise BadInputError(f"hf://{name}: there is no revision {revision}; check the name after the @") from error
-    except ValueError as error:  # an index that is no JSON, or a name that leads out of the repository
-        raise BadInputError(f"hf://{name}: its files cannot be taken ({error}); check the repository") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InfrastructureError(f"hf://{name}: the hub does not answer ({error}); is there a network?") from error
-
-
-def _folders(index: dict[str, Any]) -> list[str]:
-    """The folders of a pipeline's parts: [library, class] each, and [null, null] for a part that is absent.
-
-    `DiffusionPipeline.download` takes the same, but costs ten seconds of imports where nothing else needs diffusers.
-    """
-    return [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
 
 
 def _from_registry(uri: str, scratch: Path) -> Path:

@@ -50,10 +50,12 @@ def is_own(path: Path, folder: Path) -> bool:
 
 
 def _top(folder: Path) -> Path:
-    """The folder, or the repository in the hub's cache of which it is a snapshot: links to the files beside it."""
+    """The folder, or the repository in the hub's cache of whose snapshot it is: links to the files beside that."""
     folder = folder.resolve()
-    repository = folder.parent.parent
-    return repository if folder.parent.name == "snapshots" and (repository / "blobs").is_dir() else folder
+    for place in (folder, *folder.parents):
+        if place.parent.name == "snapshots" and (place.parent.parent / "blobs").is_dir():
+            return place.parent.parent
+    return folder
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -92,7 +92,7 @@ def check_evaluation(context: StageContext, teacher: Teacher) -> None:
             f"spec.evaluation.features: {extractor.name} takes images with {extractor.channels} channel(s), "
             f"the teacher's have {channels}"
         )
-    check_reference(
+    found = check_reference(
         spec.evaluation.reference,
         extractor,
         teacher.image_shape[1:],
@@ -100,6 +100,7 @@ def check_evaluation(context: StageContext, teacher: Teacher) -> None:
         context.shared_storage,
         spec.evaluation.resolution,
     )
+    context.progress.message(found)
     wanted_clip_score(spec.evaluation, context.scratch, context.device)
     evaluation_conditions(context, teacher)
     compare_with_pairs(context, teacher)
@@ -116,6 +117,6 @@ def check_starting_weights(context: StageContext, teacher: Teacher) -> None:
 
 
 def check_real_images(context: StageContext, teacher: Teacher) -> None:
-    """There are real images for the GAN term, and the first can be read."""
+    """There are real images for the GAN term, and some from everywhere can be read; says what was found."""
     if context.manifest.spec.method.gan is not None:
-        real_images(context, teacher).check()
+        context.progress.message(real_images(context, teacher).check())

@@ -45,7 +45,7 @@ def training_conditions(context: StageContext, teacher: Teacher) -> Conditions:
     """
     data = context.manifest.spec.data
     if data.prompts is not None:
-        return _prompt_conditions(context, teacher, data.prompts, one_by_one=False)
+        return _prompt_conditions(context, teacher, data.prompts, "spec.data.prompts", one_by_one=False)
     return teacher.conditions(data.class_labels.count if data.class_labels else None)
 
 
@@ -54,7 +54,8 @@ def evaluation_conditions(context: StageContext, teacher: Teacher) -> Conditions
     spec = context.manifest.spec
     prompts = spec.evaluation.prompts or spec.data.prompts
     if prompts is not None:
-        return _prompt_conditions(context, teacher, prompts, one_by_one=True)
+        field = "spec.data.prompts" if spec.evaluation.prompts is None else "spec.evaluation.prompts"
+        return _prompt_conditions(context, teacher, prompts, field, one_by_one=True)
     return training_conditions(context, teacher)
 
 
@@ -96,11 +97,11 @@ def initial_weights(context: StageContext) -> InitialWeights:
 
 
 def _prompt_conditions(
-    context: StageContext, teacher: Teacher, prompts: Prompts, *, one_by_one: bool
+    context: StageContext, teacher: Teacher, prompts: Prompts, field: str, *, one_by_one: bool
 ) -> PromptConditions:
     if not teacher.takes_text:
-        raise BadInputError("spec.data.prompts: the teacher takes no text; leave prompts out, or give classLabels")
-    return _embedded(context, teacher, read_prompts(prompts, context.scratch), one_by_one=one_by_one)
+        raise BadInputError(f"{field}: the teacher takes no text; leave prompts out, or give classLabels")
+    return _embedded(context, teacher, read_prompts(prompts, context.scratch, field), one_by_one=one_by_one)
 
 
 def _embedded(

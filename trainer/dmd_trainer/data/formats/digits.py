@@ -25,10 +25,9 @@ class DigitsShard(Shard):
     def count(self) -> int:
         return len(self._digits[0])
 
-    @property
-    def labelled(self) -> bool:
-        return True
+    @cached_property
+    def labels(self) -> list[int]:
+        return self._digits[1].tolist()
 
     def entry(self, index: int) -> Entry:
-        images, labels = self._digits
-        return Entry(f"digit {index}", images[index], int(labels[index]))
+        return Entry(f"digit {index}", self._digits[0][index])

@@ -1,24 +1,23 @@
 """Folders of picture files, optionally one for each class."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Self
 
-from dmd_api.errors import BadInputError
-from dmd_trainer.conditions.prompts import COLUMNS
+from dmd_trainer.data.annotations import EDM_LABELS, Annotations
+from dmd_trainer.data.class_folders import ClassFolders, class_folders
 from dmd_trainer.data.files import Files
-from dmd_trainer.data.shard import Entry, Shard
+from dmd_trainer.data.shard import MAX_PICTURE, Entry, Shard
+from dmd_trainer.runtime.reading import reading
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CAPTIONS = "metadata.jsonl"
-"""Hugging Face's name for a folder's annotations: lines of {"file_name": "a.png", "text": "a tree"}."""
+OF_FOLDERS = "labels by the folders' names"
 
 
 class Folder(Shard):
-    """All picture files of a folder; with a folder for each class, classes are numbered as the folders are sorted.
+    """All picture files of a folder, and what lies beside them.
 
-    Captions are those of `metadata.jsonl`.
+    Labels are those of EDM's `dataset.json`, else of metadata files, else of the folders' names.
 
     Args:
         files: the set's.
@@ -31,40 +30,61 @@ class Folder(Shard):
     def __init__(self, files: Files, keys: Sequence[str]) -> None:
         super().__init__(files, "pictures")
         self._keys = keys
-        folders = {key.split("/")[0] for key in keys if "/" in key}
-        in_folders = all("/" in key for key in keys)
-        self._classes = {name: number for number, name in enumerate(sorted(folders))} if in_folders else {}
 
     @classmethod
     def all_of(cls, files: Files, keys: Sequence[str]) -> list[Self]:
         return [cls(files, keys)]
 
+    @cached_property
+    def _annotations(self) -> Annotations:
+        return Annotations(self.files, self._keys)
+
+    @cached_property
+    def _folders(self) -> ClassFolders | str:
+        return class_folders(self._keys)
+
+    @cached_property
+    def _found(self) -> tuple[list[int] | None, str]:
+        """The labels, and where they come from, or why there are none."""
+        if EDM_LABELS in self.files.keys:
+            labels = self._annotations.edm_labels()
+            return labels, f"labels of {EDM_LABELS}" if labels is not None else f"no labels: {EDM_LABELS} has none"
+        if (labels := self._annotations.labels()) is not None:
+            return labels, "labels of metadata"
+        if isinstance(self._folders, str):
+            return None, f"no labels: {self._folders}"
+        return self._folders.labels, OF_FOLDERS
+
     def count(self) -> int:
         return len(self._keys)
 
+    @cached_property
+    def labels(self) -> list[int] | None:
+        return self._found[0]
+
     @property
-    def labelled(self) -> bool:
-        return bool(self._classes)
+    def class_names(self) -> list[str] | None:
+        folders = self._folders
+        return folders.names if isinstance(folders, ClassFolders) and self._found[1] == OF_FOLDERS else None
 
     @cached_property
     def captions(self) -> list[str] | None:
-        if CAPTIONS not in self.files.keys:
-            return None
-        known: dict[str, str] = {}
-        try:
-            for line in self.files.fetch(CAPTIONS).read_text(encoding="utf-8").splitlines():
-                row = json.loads(line) if line.strip() else {}
-                for name in (name for name in COLUMNS if name in row):
-                    known[row["file_name"]] = str(row[name] or "")
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise BadInputError(f"{self.files.uri}: {CAPTIONS} cannot be read ({reason})") from error
-        return [known.get(key, "") for key in self._keys] if known else None
+        return self._annotations.captions()
+
+    @property
+    def notes(self) -> list[str]:
+        unknown = self._annotations.unknown
+        return [f"{len(unknown):,} pictures named in metadata are not there ({unknown[0]})"] if unknown else []
+
+    @property
+    def about_labels(self) -> str:
+        return self._found[1]
 
     def entry(self, index: int) -> Entry:
         key = self._keys[index]
-        try:
-            content = self.files.fetch(key).read_bytes()
-        except OSError as error:
-            raise BadInputError(f"{self.files.uri}: {key} cannot be read ({error.strerror or error})") from error
-        return Entry(key, content, self._classes.get(key.split("/")[0]))
+        with reading(self.files.where(key)):
+            path = self.files.fetch(key)
+            if path.stat().st_size > MAX_PICTURE:
+                raise ValueError(f"it has more than {MAX_PICTURE:,} bytes; no picture is so large")
+            content = path.read_bytes()
+        return Entry(key, content)
