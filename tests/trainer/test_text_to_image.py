@@ -100,7 +100,11 @@ def test_an_exported_generator_draws_what_the_trainer_measures(teacher: Teacher,
     with torch.no_grad():
         generator = Generator(teacher.denoiser.with_network(network), timesteps)
         # The noise between steps is the sampler's own business: only the first step can be compared exactly.
-        sampled = generator.step(noise, condition, 0) if steps > 1 else generator(noise, condition)
+        sampled = (
+            generator.step(noise, condition, torch.zeros(len(noise), dtype=torch.int64))
+            if steps > 1
+            else generator(noise, condition)
+        )
         expected = teacher.autoencoder.decode(sampled).clamp(-1, 1)
     folder = tmp_path / "pipeline"
     export_pipeline(teacher, network.state_dict(), timesteps, folder, CardFacts("x", "file:///t", "DMD", "abc", "1"))
