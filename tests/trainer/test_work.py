@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "DMD2, two steps, GAN": {"name": "DMD2", "generatorSteps": 2, "gan": {}, "fakeScoreUpdates": 2},
 }
 STEPS, BATCH = 2, 4
-SEED = 0
+SEED = 32
 """Draws the first of the generator's two steps as often as the second, as a count on average has it, and the second for
 one sample of each micro-batch at least: where there is none, one is called for nothing."""
 
