@@ -24,15 +24,19 @@ def bare_passes(distillation: Distillation) -> None:
     level = teacher.denoiser.schedule.at(torch.full((batch,), len(teacher.denoiser.schedule) // 2, device=device))
 
     def classify(images: Tensor) -> Tensor:
-        return d.mu_fake.call_network(images, level, condition, classify=True).mean()
+        times = len(images) // batch
+        levels = level if times == 1 else level.followed_by(level)
+        repeated = {key: torch.cat([value] * times) for key, value in condition.items()}
+        return d.mu_fake.call_network(images, levels, repeated, classify=True).mean()
 
-    number = d.draws.generator_step(step)
+    indices = range(batch)
+    number = d.draws.generator_step(step, 0, indices)
     d.fake_score_network.requires_grad(False)
     with torch.no_grad():
         x_in = d.generator.input(x, condition, number)
     if d.draws.data.pairs is not None:
         both = {key: torch.cat([value, value]) for key, value in condition.items()}
-        images = d.generator.step(torch.cat([x_in, x_in]), both, number)
+        images = d.generator.step(torch.cat([x_in, x_in]), both, number.repeat(2))
     else:
         images = d.generator.step(x_in, condition, number)
     with torch.no_grad():
@@ -45,12 +49,12 @@ def bare_passes(distillation: Distillation) -> None:
     d.fake_score_network.requires_grad(True)
     for update in range(d.method.fake_score_updates):
         if update:
-            number = d.draws.generator_step(step, update)
+            number = d.draws.generator_step(step, update, indices)
             with torch.no_grad():
                 d.generator.step(d.generator.input(x, condition, number), condition, number)
         loss = d.mu_fake(x, level, condition).square().mean()
         if d.method.gan is not None:
-            loss = loss + classify(x) + classify(x)
+            loss = loss + classify(torch.cat([x, x]))  # real and generated
         loss.backward()
 
 

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from dmd_api.rules import NAME_PATTERN, check
-from dmd_api.spec import Model, Spec
+from dmd_api.spec import Method, Model, Spec
 
 API_VERSION = "dmd-operator.io/v1alpha1"
 KIND = "DMDDistillation"
@@ -53,12 +53,17 @@ class DMDDistillation(Model):
         return self.spec.tracking.registered_model or self.metadata.name
 
 
+LATER = ("divergence", "guidance_noise")
+"""Fields of `method` that are younger than stored runs: they do not count at their defaults, so that runs are found."""
+
+
 def manifest_hash(manifest: DMDDistillation) -> str:
     """Twelve hexadecimal digits of the SHA-256 of what decides a run's result.
 
     Where the run's processes are, how often it may fail and where it reports to do not change it; the number of
     processes does not either, since every draw is keyed by the global sample index.
     """
+    method = manifest.spec.method
     spec = manifest.spec.model_dump(
         mode="json",
         by_alias=True,
@@ -66,6 +71,7 @@ def manifest_hash(manifest: DMDDistillation) -> str:
         exclude={
             "evaluation": {"resources", "pod_template", "batch_size"},
             "teacher": {"offload"},
+            "method": {name for name in LATER if getattr(method, name) == Method.model_fields[name].default},
             "training": {
                 "sharding",
                 "micro_batch_size",

@@ -67,6 +67,31 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.method.gan is None or s.data.images is not None,
     ),
     Rule(
+        "method.divergence",
+        "the GAN term's head must have learnt the ratio at every noise level; give method.gan without maxTimestep, or "
+        "set method.divergence to ReverseKL",
+        "self.method.divergence == 'ReverseKL' || (has(self.method.gan) && !has(self.method.gan.maxTimestep))",
+        lambda s: (
+            s.method.divergence == "ReverseKL" or (s.method.gan is not None and s.method.gan.max_timestep is None)
+        ),
+    ),
+    Rule(
+        "method.guidanceNoise",
+        "only guidance has it; set teacher.guidanceScale, or leave method.guidanceNoise out",
+        "!has(self.method.guidanceNoise) || self.teacher.guidanceScale != 1.0",
+        lambda s: s.method.guidance_noise is None or s.teacher.guidance_scale != 1,
+    ),
+    Rule(
+        "method.guidanceNoise",
+        "minTimestep may not be more than maxTimestep",
+        "!has(self.method.guidanceNoise) || "
+        "self.method.guidanceNoise.minTimestep <= self.method.guidanceNoise.maxTimestep",
+        lambda s: (
+            s.method.guidance_noise is None
+            or s.method.guidance_noise.min_timestep <= s.method.guidance_noise.max_timestep
+        ),
+    ),
+    Rule(
         "method.generatorSteps",
         "several steps belong to DMD2; set method.name to DMD2 or leave it at 1",
         "self.method.generatorSteps == 1 || self.method.name == 'DMD2'",
@@ -82,7 +107,8 @@ RULES: tuple[Rule, ...] = (
         "method.fakeScoreUpdates",
         "0 leaves the regression alone; set method.name to DMD, method.regression.weight above 0, and leave "
         "method.initFrom.fakeScore out",
-        "self.method.fakeScoreUpdates > 0 || (self.method.name == 'DMD' && has(self.method.regression) && "
+        "!has(self.method.fakeScoreUpdates) || self.method.fakeScoreUpdates > 0 || "
+        "(self.method.name == 'DMD' && has(self.method.regression) && "
         "self.method.regression.weight > 0.0 && "
         "!(has(self.method.initFrom) && has(self.method.initFrom.fakeScore)))",
         lambda s: (

@@ -171,8 +171,29 @@ class Regression(Model):
 class Gan(Model):
     """DMD2's GAN term on real images (arXiv 2405.14867, section 4.3)."""
 
-    generator_weight: float = Field(1e-3, ge=0, le=1000, description="The weight of the generator's GAN loss.")
-    guidance_weight: float = Field(1e-2, ge=0, le=1000, description="The weight of the GAN head's own loss.")
+    generator_weight: float = Field(
+        0.1,
+        ge=0,
+        le=1000,
+        description="The weight of the generator's GAN loss. It is divided by sqrt(C H W), of the samples that are "
+        "denoised, and so means the same at any size: SD 1.5's published 1e-3, of latents of 4x64x64, is 0.128 here.",
+    )
+    guidance_weight: float = Field(
+        1.0, ge=0, le=1000, description="The weight of the GAN head's own loss, divided likewise."
+    )
+    max_timestep: int | None = Field(
+        None,
+        ge=0,
+        le=100_000,
+        description="The noisiest index of the teacher's schedule at which the head sees images. Default: the last.",
+    )
+
+
+class GuidanceNoise(Model):
+    """The noise levels of guidance alone, drawn uniformly (decoupled DMD, arXiv 2511.22677)."""
+
+    min_timestep: int = Field(ge=0, le=100_000, description="The least noisy index of the teacher's schedule.")
+    max_timestep: int = Field(ge=0, le=100_000, description="The noisiest index.")
 
 
 class Lora(Model):
@@ -198,13 +219,23 @@ class Method(Model):
     lora: Lora | None = Field(None, description="Trains low-rank adapters of the generator, and exports them too.")
     regression: Regression | None = Field(None, description="The regression on ODE pairs; DMD needs it.")
     fake_score_updates: int = Field(
-        1,
+        default_factory=lambda fields: 5 if fields.get("name") == "DMD2" else 1,
         ge=0,
         le=100,
         description="Updates of the fake score per generator update (DMD2's two time scales: 5 to 10). 0: no fake "
-        "score, the generator learns by the regression alone.",
+        "score, the generator learns by the regression alone. Default: 5 with DMD2, 1 with DMD.",
     )
     gan: Gan | None = Field(None, description="DMD2's GAN term; needs data.images.")
+    divergence: Literal["ReverseKL", "ForwardKL", "JensenShannon", "SquaredHellinger", "Jeffreys"] = Field(
+        "ReverseKL",
+        description="The divergence that distribution matching lessens: DMD's own is the reverse KL; the others weight "
+        "each image by the GAN head's ratio of real to generated (f-distill), which keeps more of the modes.",
+    )
+    guidance_noise: GuidanceNoise | None = Field(
+        None,
+        description="Gives guidance noise of its own, apart from distribution matching's (decoupled DMD). Default: "
+        "they share it.",
+    )
 
 
 class FakeScoreTraining(Model):

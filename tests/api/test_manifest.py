@@ -78,6 +78,16 @@ def test_a_bad_field_is_named_with_its_remedy(path: str, value: object, line: st
         ("spec.method.regression", ..., "spec.method.regression: DMD regresses on ODE pairs"),
         ("spec.method.gan", {}, "spec.method.gan: the GAN term belongs to DMD2"),
         ("spec.method", {"name": "DMD2", "gan": {}}, "spec.data.images: DMD2's GAN term reads real images"),
+        (
+            "spec.method",
+            {"name": "DMD2", "divergence": "ForwardKL"},
+            "spec.method.divergence: the GAN term's head must have learnt the ratio",
+        ),
+        (
+            "spec.method.guidanceNoise",
+            {"minTimestep": 1, "maxTimestep": 2},
+            "spec.method.guidanceNoise: only guidance has it",
+        ),
         ("spec.method.generatorSteps", 4, "spec.method.generatorSteps: several steps belong to DMD2"),
         (
             "spec.method",
@@ -160,6 +170,30 @@ def test_the_hash_follows_what_decides_the_result_alone() -> None:
         assert manifest_hash(parse_manifest(changed(path, value))) == base
     for path, value in [("spec.training.seed", 2), ("spec.method.regression.weight", 0.5)]:
         assert manifest_hash(parse_manifest(changed(path, value))) != base
+
+
+@pytest.mark.parametrize(("name", "updates"), [("DMD", 1), ("DMD2", 5)])
+def test_the_fake_scores_updates_follow_the_method(name: str, updates: int) -> None:
+    given = {**MANIFEST["spec"]["method"], "name": name}
+    given.pop("fakeScoreUpdates", None)
+    left_out = parse_manifest(changed("spec.method", given))
+    assert left_out.spec.method.fake_score_updates == updates
+    explicit = parse_manifest(changed("spec.method", {**given, "fakeScoreUpdates": updates}))
+    assert manifest_hash(left_out) == manifest_hash(explicit)
+    assert parse_manifest(changed("spec.method", {**given, "fakeScoreUpdates": 2})).spec.method.fake_score_updates == 2
+
+
+def test_younger_fields_with_their_defaults_leave_runs_where_they_are() -> None:
+    """The hashes of published recipes, from before these fields were there."""
+    hashes = {"distill-cifar10": "01835ebf85aa", "distill-imagenet64-dmd2-no-gan": "2677399edaac"}
+    for name, expected in hashes.items():
+        assert manifest_hash(load_manifest(EXAMPLES[0].with_name(f"{name}.yaml"))) == expected
+    base = manifest_hash(parse_manifest(MANIFEST))
+    assert manifest_hash(parse_manifest(changed("spec.method.divergence", "ReverseKL"))) == base
+    guided = changed("spec.teacher.guidanceScale", 2)
+    apart = copy.deepcopy(guided)
+    apart["spec"]["method"]["guidanceNoise"] = {"minTimestep": 1, "maxTimestep": 2}
+    assert manifest_hash(parse_manifest(apart)) != manifest_hash(parse_manifest(guided))
 
 
 def test_explicit_defaults_do_not_change_the_hash() -> None:

@@ -28,6 +28,9 @@ BROKEN: dict[str, dict[str, Any]] = {
     "method.regression: pairs": changed("spec.method.generatorSteps", 2),
     "method.gan": changed("spec.method.gan", {}),
     "data.images": changed("spec.method", {"name": "DMD2", "gan": {}}),
+    "method.divergence": changed("spec.method.divergence", "Jeffreys"),
+    "method.guidanceNoise: only": changed("spec.method.guidanceNoise", {"minTimestep": 1, "maxTimestep": 2}),
+    "method.guidanceNoise: minTimestep": changed("spec.method.guidanceNoise", {"minTimestep": 3, "maxTimestep": 2}),
     "method.generatorSteps": changed("spec.method.generatorSteps", 4),
     "method.fakeScoreUpdates": changed("spec.method", {"name": "DMD2", "fakeScoreUpdates": 0}),
     "method.regression.features": changed("spec.method.regression.loss", "LPIPS"),
@@ -42,6 +45,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "evaluation.reference": changed("spec.gates", [{"metric": "FID", "max": 1}]),
     "metadata.name": changed("metadata.name", "n" * 47),
 }
+BROKEN["method.guidanceNoise: minTimestep"]["spec"]["teacher"]["guidanceScale"] = 2
 del BROKEN["evaluation.reference"]["spec"]["evaluation"]["reference"]
 
 

@@ -107,7 +107,7 @@ def test_time_is_operations_over_what_the_gpus_do() -> None:
     work = count_work(manifest)
     assert work.forward[Stage.PREPARE] == 24 * 5
     assert work.backward[Stage.DISTILL] == 12 * 8 * 3  # two generator passes and the fake score's
-    seconds = stage_seconds(manifest, work, Flops(10.0, 0.0), Gpu(bf16=1000.0, fp32=1.0))
+    seconds = stage_seconds(manifest, work, Flops(10.0, 4.0, 0.0), Gpu(bf16=1000.0, fp32=1.0))
     assert seconds[Stage.PREPARE] == pytest.approx(24 * 5 * 10 / (UTILISATION * 1000))
     expected = (work.forward[Stage.DISTILL] + 3 * work.backward[Stage.DISTILL]) * 10 / (UTILISATION * 1000 * 2)
     assert seconds[Stage.DISTILL] == pytest.approx(expected)
@@ -117,15 +117,15 @@ def test_time_is_operations_over_what_the_gpus_do() -> None:
 
 
 def test_several_steps_and_the_gan_are_work_too() -> None:
-    def distill(**method: Any) -> tuple[float, float]:
+    def distill(**method: Any) -> tuple[float, float, float]:
         content = {"name": "DMD2", "regression": None, "fakeScoreUpdates": 5, **method}
         work = count_work(manifest_of(method=content, data={"images": {"uri": "s3://images"}}))
-        return work.forward[Stage.DISTILL], work.backward[Stage.DISTILL]
+        return work.forward[Stage.DISTILL], work.backward[Stage.DISTILL], work.classified_backward[Stage.DISTILL]
 
     updates = 12 * 8
     one, four, gan = distill(), distill(generatorSteps=4), distill(gan={})
-    assert one[1] == four[1] == updates * 6
-    assert gan[1] == updates * (6 + 1 + 10)
+    assert one[1] == four[1] == gan[1] == updates * 6
+    assert (one[2], gan[2]) == (0, updates * (1 + 10))
     # A generator of four steps is called 1.5 times more for each of five batches, and four times for an evaluation.
     assert four[0] - one[0] == 5 * 1.5 * updates + 4 * 3 * 100
 

@@ -41,6 +41,23 @@ class DoubleConditions(PromptConditions):
         return {key: value.double() for key, value in super().negative.items()}
 
 
+class References:
+    """The pairs' images as real ones, for a GAN term."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def at(self, indices: torch.Tensor) -> tuple[torch.Tensor, Drawn]:
+        _, images, drawn = self.pairs.at(indices)
+        return images, drawn
+
+    def prefetch(self, indices: torch.Tensor) -> None:
+        """Everything is in memory."""
+
+
 def main(jobs: str) -> None:
     """Each job is a manifest, the folder with its pairs, and the file for what is found: imports are paid once."""
     torch.set_num_threads(1)
@@ -64,9 +81,8 @@ def two_steps(manifest: Any, pairs: str, out: str) -> None:
         conditions = teacher.conditions(10)
         assert spec.method.regression is not None
         made = Pairs(shard_files(spec.method.regression.pairs, Path(pairs)), spec.method.regression.pairs)
-    distillation = Distillation(
-        teacher, spec, TrainingData(conditions, made), l2_regression_loss, rank_and_world_size()
-    )
+    data = TrainingData(conditions, made, References(made) if made is not None else None)
+    distillation = Distillation(teacher, spec, data, l2_regression_loss, rank_and_world_size())
     found: dict[str, torch.Tensor] = {}
     for step in range(2):
         distillation.step()

@@ -55,14 +55,17 @@ def gradients(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Gradients and weights of two steps, by `RECIPE PROCESSES` and, where it is sharded, ` sharded`.
 
-    The pixel teacher's whole training, and low-rank adapters among a text-to-image teacher's frozen weights.
+    The pixel teacher's whole training with a GAN term, and low-rank adapters among a text-to-image teacher's frozen
+    weights, of a generator of two steps.
     """
     folder = tmp_path_factory.mktemp("gradients")
     pixels, source = json.loads(json.dumps(prepared[0])), prepared[1]
-    pixels["spec"]["method"]["fakeScoreUpdates"] = 2
+    pixels["spec"]["method"] |= {"name": "DMD2", "gan": {}, "fakeScoreUpdates": 2}
+    pixels["spec"]["data"]["images"] = {"uri": "builtin://digits"}
     prompts = folder / "prompts.txt"
     prompts.write_text("red apple\n")
-    adapters = text_manifest(pixels, make_sd(folder / "teacher"), prompts, name="DMD2", lora={"rank": 2})
+    method = {"name": "DMD2", "lora": {"rank": 2}, "generatorSteps": 2, "fakeScoreUpdates": 2}
+    adapters = text_manifest(pixels, make_sd(folder / "teacher"), prompts, **method)
     found = {}
     for processes, jobs in (
         (1, {"pixels 1": (pixels, {}), "adapters 1": (adapters, {})}),

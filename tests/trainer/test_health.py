@@ -1,6 +1,7 @@
 """Health as a table, and on the digits teacher: known collapses raise alarms, healthy runs do not."""
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -49,6 +50,7 @@ GOOD = {
     "contrast": 1.0,
     "guidance_contrast": 1.3,
     "regression_error": 0.1,
+    "discriminator_loss": 1.2,
     "generator_gradient_norm": 2.0,
     "fake_score_gradient_norm": 0.5,
 }
@@ -116,6 +118,24 @@ def test_fields_that_the_manifest_does_not_have_are_not_named() -> None:
     assert "lower spec.method.gan.generatorWeight" in warning
     assert "regression" not in warning
     assert fed(started(change=gan), *[{"regression_error": 9.0}] * 3) == [], "nothing is regressed"
+
+
+def test_a_discriminator_at_chance_is_a_warning_and_no_collapse() -> None:
+    def gan(content: dict[str, Any]) -> None:
+        content["method"] = {"name": "DMD2", "gan": {}}
+        content["data"]["images"] = {"uri": "builtin://digits"}
+
+    chance = 2 * math.log(2)
+    health = started(change=gan)
+    (warning,) = fed(health, *[{"discriminator_loss": 1.005 * chance}] * 2 * LASTING)
+    assert warning.endswith(
+        "(discriminator_loss); raise spec.method.gan.guidanceWeight or spec.training.fakeScore.learningRate"
+    )
+    assert not health.endangered
+    assert not health.collapsing
+    for share in (0.95, 1.05):
+        assert fed(started(change=gan), *[{"discriminator_loss": share * chance}] * WINDOW) == []
+    assert fed(started(), *[{"discriminator_loss": chance}] * WINDOW) == [], "there is no head"
 
 
 def test_regression_alone_is_not_judged_by_a_fake_score() -> None:
@@ -277,7 +297,7 @@ def no_regression(content: dict[str, Any]) -> None:
 
 
 def strong_gan(content: dict[str, Any]) -> None:
-    content["method"] = {"name": "DMD2", "fakeScoreUpdates": 1, "gan": {"generatorWeight": 10, "guidanceWeight": 0.01}}
+    content["method"] = {"name": "DMD2", "fakeScoreUpdates": 1, "gan": {"generatorWeight": 80, "guidanceWeight": 0.08}}
     content["data"]["images"] = {"uri": "builtin://digits"}
 
 
@@ -293,7 +313,7 @@ def slow_fake_score(content: dict[str, Any]) -> None:
 def gentle_dmd2(content: dict[str, Any]) -> None:
     strong_gan(content)
     content["method"]["fakeScoreUpdates"] = 3
-    content["method"]["gan"]["generatorWeight"] = 1e-3
+    content["method"]["gan"]["generatorWeight"] = 8e-3
     content["training"]["learningRate"] = 3e-4
 
 
@@ -327,6 +347,8 @@ def warned_of(
         if distillation.step_count % LOG_EVERY:
             continue
         norms = {f"{name}_gradient_norm": norm for name, norm in report.gradient_norms.items()}
+        if "gan_discriminator" in report.losses:
+            norms["discriminator_loss"] = report.losses["gan_discriminator"]
         measures = probe.measure(distillation.generator, distillation.mu_fake)
         for warning in health.feed({"step": distillation.step_count, **norms, **measures}):
             (name,) = re.findall(r"\((\w+)\)", warning)
@@ -367,7 +389,7 @@ def test_too_strong_a_guidance_is_warned_of(tmp_path: Path) -> None:
     conditions = PromptConditions(embeddings=embeddings)
     content = yaml.safe_load((EXAMPLES / "distill-emoji.yaml").read_text())
     content["spec"]["teacher"]["guidanceScale"] = 20.0
-    content["spec"]["method"] = {"name": "DMD2"}
+    content["spec"]["method"] = {"name": "DMD2", "fakeScoreUpdates": 1}
     content["spec"]["training"] |= {"generatorUpdates": 60, "batchSize": 4}
     guided, unguided = (
         teacher_solver(teacher.denoiser, "DDIM", 18, scale, conditions.negative) for scale in (20.0, 1.0)

@@ -1,19 +1,30 @@
 """The losses against their definitions, closed forms, and a distillation that must find the right distribution."""
 
+from collections.abc import Callable
+from typing import Any, get_args
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
-from dmd_trainer.diffusion.denoiser import Denoiser
+from dmd_api.spec import Method
+from dmd_trainer.diffusion.denoiser import Denoiser, Guided
+from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise, per_sample, schedule_from_scheduler
 from dmd_trainer.dmd.losses import (
+    LEAST_DISTANCE,
+    MOST_LOG_RATIO,
+    RATIO_WEIGHTS,
     denoising_loss,
     distribution_matching_gradient,
     distribution_matching_loss,
+    divergence_weight,
     kl_weight,
     normalizer_weight,
 )
+from dmd_trainer.dmd.step import GeneratorDraws, Latent, Models, Noise, generator_losses
 
 
 @pytest.fixture
@@ -49,6 +60,13 @@ def test_the_normalizer_is_the_mean_distance_per_sample(generator: torch.Generat
         torch.testing.assert_close(found[i], (fake[i] - real[i]) / (x[i] - real[i]).abs().mean())
 
 
+def test_a_distance_of_rounding_alone_blows_no_sample_up() -> None:
+    x = torch.ones(2, 1, 2, 2)
+    real = torch.stack([x[0], x[1] - 2 * LEAST_DISTANCE])
+    weight = normalizer_weight(x, real, levels(1, 1, 2)).flatten()
+    torch.testing.assert_close(weight, torch.tensor([1e6, 5e5]), rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.7), (0.8, 0.6), (0.3, 0.95)])
 def test_with_the_kl_weight_the_mean_gradient_is_that_of_the_kl(
     alpha: float, sigma: float, generator: torch.Generator
@@ -80,6 +98,99 @@ def test_with_the_kl_weight_the_mean_gradient_is_that_of_the_kl(
     for value, analytic, samples in zip(found, expected, (gradient, gradient * z), strict=True):
         error = samples.std() / count**0.5
         assert abs(value - analytic) < 4 * error
+
+
+F_DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "ReverseKL": (lambda r: -r.log(), 1),
+    "ForwardKL": (lambda r: r * r.log(), 1),
+    "JensenShannon": (lambda r: r * r.log() - (r + 1) * ((r + 1) / 2).log(), 2),
+    "SquaredHellinger": (lambda r: (r.sqrt() - 1).square(), 2),
+    "Jeffreys": (lambda r: (r - 1) * r.log(), 0.5),
+}
+"""f of D_f(p_real || p_fake) = E_fake[f(p_real / p_fake)], and the multiple that `losses.py` takes of it."""
+
+
+@pytest.mark.parametrize("divergence", F_DIVERGENCES)
+def test_with_the_ratios_weight_the_mean_gradient_is_that_of_the_divergence(
+    divergence: str, generator: torch.Generator
+) -> None:
+    """x = mu + s z against N(m, v), noised: dD_f/dmu and dD_f/ds by autograd on the integral over a grid."""
+    f, multiple = F_DIVERGENCES[divergence]
+    count, alpha, sigma = 400_000, 0.8, 0.6
+    mu = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    s = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
+    m, v = torch.tensor(-0.2, dtype=torch.float64), torch.tensor(0.9, dtype=torch.float64)
+
+    def log_real(x_t: Tensor) -> Tensor:
+        return Normal(alpha * m, (alpha**2 * v + sigma**2).sqrt()).log_prob(x_t)
+
+    def log_fake(x_t: Tensor) -> Tensor:
+        return Normal(alpha * mu, (alpha**2 * s**2 + sigma**2).sqrt()).log_prob(x_t)
+
+    grid = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    density = log_fake(grid)
+    value = torch.trapezoid(density.exp() * f((log_real(grid) - density).exp()), grid)
+    expected = torch.autograd.grad(multiple * value, (mu, s))
+    if divergence == "ForwardKL":
+        closed = torch.distributions.kl_divergence(
+            Normal(alpha * m, (alpha**2 * v + sigma**2).sqrt()), Normal(alpha * mu, (alpha**2 * s**2 + sigma**2).sqrt())
+        )
+        torch.testing.assert_close(value, closed, rtol=1e-6, atol=0)
+
+    z, eps = (torch.randn(count, 1, 1, 1, dtype=torch.float64, generator=generator) for _ in range(2))
+    level = levels(alpha, sigma, count)
+    x = mu + s * z
+    x_t = add_noise(x.detach(), eps, level)
+    real = gaussian_denoiser(m, v, x_t, level)
+    fake = gaussian_denoiser(mu.detach(), s.detach() ** 2, x_t, level)
+    logits = (log_real(x_t) - log_fake(x_t)).flatten()  # what a discriminator that has learnt all there is would say
+    weight = per_sample(divergence_weight(divergence, logits), x_t)
+    gradient = weight * distribution_matching_gradient(x, real, fake, level, kl_weight)
+    found = torch.autograd.grad(distribution_matching_loss(x, gradient), (mu, s))
+    for number, analytic, samples in zip(found, expected, (gradient, gradient * z), strict=True):
+        assert abs(number - analytic) < 4 * samples.std() / count**0.5
+
+
+def test_all_divergences_weigh_alike_where_both_are_equally_likely_and_an_outlier_is_bounded() -> None:
+    for divergence in RATIO_WEIGHTS:
+        one, most, beyond = divergence_weight(divergence, torch.tensor([0.0, MOST_LOG_RATIO, 1e9]))
+        assert one == 1
+        assert most == beyond
+    assert sorted(RATIO_WEIGHTS) == sorted(F_DIVERGENCES)
+    assert set(RATIO_WEIGHTS) == set(get_args(Method.model_fields["divergence"].annotation))
+
+
+class _Scaled(nn.Module):
+    """A network whose output depends on its condition."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, sample: Tensor, *, c: Tensor, **_: Any) -> tuple[Tensor]:
+        return (self.factor * sample + c.reshape(-1, 1, 1, 1),)
+
+
+def test_guidance_with_noise_of_its_own_is_matched_apart(generator: torch.Generator) -> None:
+    """Matching without guidance at its noise, and guidance's share at its own; together nothing is counted twice."""
+    schedule = schedule_from_scheduler({"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
+    teacher, fake = (Denoiser(_Scaled(factor), schedule, Prediction.SAMPLE) for factor in (0.5, 0.3))
+    start = Generator(Denoiser(_Scaled(0.9), schedule, Prediction.SAMPLE), (999,))
+    models = Models(start, Guided(teacher, 3.0, {"c": torch.zeros(1)}), fake, lambda *_: torch.zeros(()))
+    latent, eps, own = (torch.randn(2, 1, 3, 3, dtype=torch.float64, generator=generator) for _ in range(3))
+    condition = {"c": torch.tensor([0.7, -0.4])}
+    matching = Noise(eps, schedule.at(torch.tensor([100, 300])))
+    guidance = Noise(own, schedule.at(torch.tensor([600, 800])))
+    draws = GeneratorDraws(Latent(latent, condition, torch.zeros(2, dtype=torch.int64)), matching, guidance=guidance)
+    losses, (x, _) = generator_losses(models, draws)
+
+    c = condition["c"].double().reshape(-1, 1, 1, 1)
+    x_t, x_tau = matching.add_to(x), guidance.add_to(x)
+    plain, guided = 0.5 * x_tau + c, 0.5 * x_tau + 3 * c
+    matched = (0.3 * x_t - 0.5 * x_t) / (x - 0.5 * x_t - c).abs().mean((1, 2, 3), keepdim=True)
+    share = (plain - guided) / (x - guided).abs().mean((1, 2, 3), keepdim=True)
+    expected = 0.5 * (matched + share).square().mean()
+    torch.testing.assert_close(losses["distribution_matching"], expected, rtol=1e-6, atol=0)
 
 
 def test_dmd_brings_a_linear_generator_to_the_teachers_mean_and_covariance(generator: torch.Generator) -> None:

@@ -35,6 +35,13 @@ def test_a_secret_of_mlflow_that_gave_nothing_is_named(
     [
         ({"teacher": {"uri": "file:///no/such/teacher"}}, "there is nothing at /no/such/teacher"),
         ({"method": {"name": "DMD2", "generatorSteps": 4}}, "leave it at 1 for a pixel teacher"),
+        (
+            {
+                "method": {"name": "DMD2", "gan": {"maxTimestep": 5000}},
+                "data": {"classLabels": {"count": 10}, "images": {"uri": "builtin://digits"}},
+            },
+            "spec.method.gan.maxTimestep: 5000, but the schedule's last index is 999",
+        ),
     ],
 )
 def test_what_only_a_look_can_tell_is_found(

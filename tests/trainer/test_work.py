@@ -40,27 +40,33 @@ METHODS: dict[str, dict[str, Any]] = {
     "DMD2": {"name": "DMD2", "fakeScoreUpdates": 1},
     "DMD2, k = 3": {"name": "DMD2", "fakeScoreUpdates": 3},
     "DMD2, GAN": {"name": "DMD2", "gan": {}, "fakeScoreUpdates": 2},
+    "DMD2, GAN, Jeffreys": {"name": "DMD2", "gan": {}, "divergence": "Jeffreys", "fakeScoreUpdates": 1},
+    "DMD2, guidance's own noise": {
+        "name": "DMD2",
+        "guidanceNoise": {"minTimestep": 500, "maxTimestep": 900},
+        "fakeScoreUpdates": 1,
+    },
     "DMD2, two steps": {"name": "DMD2", "generatorSteps": 2, "fakeScoreUpdates": 2},
     "DMD2, two steps, GAN": {"name": "DMD2", "generatorSteps": 2, "gan": {}, "fakeScoreUpdates": 2},
 }
 STEPS, BATCH = 2, 4
-SEED = 0
-"""Draws the first of the generator's two steps as often as the second, as a count on average has it."""
+SEED = 32
+"""Draws the first of the generator's two steps as often as the second, as a count on average has it, and the second for
+one sample of each micro-batch at least: where there is none, one is called for nothing."""
 
 
 class Evaluations:
-    """Counts the samples that pass networks, those that gradients will go back through apart."""
+    """Counts the samples that pass networks: with gradients or without, and those that are classified apart."""
 
     def __init__(self, *networks: nn.Module) -> None:
-        self.forward = self.backward = 0
+        self.forward = self.backward = self.classified = self.classified_backward = 0
         for network in networks:
             network.register_forward_hook(self._count)
 
     def _count(self, network: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor]) -> None:
-        if output[0].requires_grad:
-            self.backward += len(inputs[0])
-        else:
-            self.forward += len(inputs[0])
+        names = ("classified", "classified_backward") if output[0].ndim == 1 else ("forward", "backward")
+        name = names[output[0].requires_grad]
+        setattr(self, name, getattr(self, name) + len(inputs[0]))
 
 
 class Zeros:
@@ -136,7 +142,8 @@ def test_a_step_evaluates_its_networks_as_often_as_planned(folder: Path, method:
     for _ in range(STEPS):
         distillation.step()
     step = count_step(manifest.spec)
-    assert (counted.forward, counted.backward) == (STEPS * BATCH * step.forward, STEPS * BATCH * step.backward)
+    found = (counted.forward, counted.backward, counted.classified, counted.classified_backward)
+    assert found == tuple(STEPS * BATCH * count for count in step)
 
 
 def test_solvers_evaluate_the_teacher_as_often_as_planned(folder: Path) -> None:

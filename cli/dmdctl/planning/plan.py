@@ -32,10 +32,12 @@ class Probe:
     Attributes:
         forward: seconds a sample for a pass without gradients on one process.
         backward: seconds a sample for a pass with them.
+        classification: a pass as far as the GAN's head, as a share of a whole one.
     """
 
     forward: float
     backward: float
+    classification: float
 
 
 def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None:
@@ -87,21 +89,23 @@ def _probe_teacher(manifest: DMDDistillation) -> Probe:
 
     from dmd_trainer.families.architecture import read_architecture
     from dmd_trainer.families.teacher import load_teacher
+    from dmd_trainer.planning.measured import count_flops
     from dmd_trainer.runtime.fetch import local_path
 
     quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch, Console().status("timing the teacher"):
         folder = local_path(manifest.spec.teacher.uri, Path(scratch))
-        teacher = load_teacher(folder)
+        teacher, architecture = load_teacher(folder), read_architecture(folder)
         batch = min(64, manifest.spec.training.batch_size // manifest.world_size)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as each of the processes that share this machine will have
         try:
-            condition = read_architecture(folder).conditions(batch)
+            condition = architecture.conditions(batch)
             forward, backward = _time_passes(teacher, condition, batch)
         finally:
             torch.set_num_threads(threads)
-        return Probe(forward, backward)
+        operations = count_flops(architecture)
+        return Probe(forward, backward, operations.classification / operations.network)
 
 
 def _time_passes(teacher: "Teacher", condition: "Condition", batch: int) -> tuple[float, float]:
@@ -143,11 +147,16 @@ def _work_table(manifest: DMDDistillation, work: Work, probe: Probe | None) -> T
     total = 0.0
     for stage in (Stage.PREPARE, Stage.DISTILL, Stage.EVALUATE):
         forward, backward = work.forward.get(stage, 0.0), work.backward.get(stage, 0.0)
+        classified, classified_backward = work.classified.get(stage, 0.0), work.classified_backward.get(stage, 0.0)
         estimate = ""
         if probe is not None:
-            seconds = (forward * probe.forward + backward * probe.backward) / parallel
+            seconds = (
+                (forward + probe.classification * classified) * probe.forward
+                + (backward + probe.classification * classified_backward) * probe.backward
+            ) / parallel
             total += seconds
             estimate = f"about {duration(seconds)}"
+        forward, backward = forward + classified, backward + classified_backward
         table.add_row(str(stage), f"{forward:,.0f}", f"{backward:,.0f}" if backward else "", estimate)
     if probe is not None:
         table.add_row("all", "", "", f"about {duration(total)}", style="bold")

@@ -1,5 +1,7 @@
 """Metrics against other libraries, closed forms and brute force."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,16 @@ def test_precision_and_recall_agree_with_brute_force() -> None:
     assert recall(real, fake) == pytest.approx(brute_force_recall(real.numpy(), fake.numpy(), 3))
     assert precision(real, fake) == pytest.approx(brute_force_recall(fake.numpy(), real.numpy(), 3))
     assert recall(real, fake) < 1
+
+
+@pytest.mark.parametrize("metric", [precision, recall, coverage])
+def test_features_far_from_zero_are_measured_as_those_about_it(metric: Callable[[Tensor, Tensor], float]) -> None:
+    real, fake = features(300, 4).round(decimals=2), features(300, 4, 0.3, 0.9, seed=1).round(decimals=2)
+    far = 2.0**17  # where float32 still holds 1/64, and its squares do not
+    shifted = [((x * 64).round() / 64 + far) for x in (real, fake)]
+    here = [x.double() - far for x in shifted]
+    assert metric(*shifted) == metric(*here)
+    assert 0.1 < metric(*here) < 1
 
 
 def test_recall_and_coverage_see_a_lost_mode_that_precision_does_not() -> None:

@@ -135,10 +135,14 @@ class Guided:
         """The guided x0 prediction; arguments and result as `Denoiser.__call__`."""
         if self.scale == 1.0 or self.negative is None:
             return self.denoiser(x_t, level, condition)
+        return self.both(x_t, level, condition)[1]
+
+    def both(self, x_t: Tensor, level: NoiseLevel, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The x0 predictions under the condition alone and guided, from one call; arguments as `Denoiser.__call__`."""
+        assert self.negative is not None, "the manifest's own rules ask for guidance"
         batch = len(x_t)
         both = {
             key: torch.cat([value, self.negative[key].to(value).expand_as(value)]) for key, value in condition.items()
         }
-        doubled = NoiseLevel(level.alpha.repeat(2), level.sigma.repeat(2), level.time.repeat(2))
-        positive, negative = self.denoiser(torch.cat([x_t, x_t]), doubled, both).split(batch)
-        return negative + self.scale * (positive - negative)
+        positive, negative = self.denoiser(torch.cat([x_t, x_t]), level.followed_by(level), both).split(batch)
+        return positive, negative + self.scale * (positive - negative)

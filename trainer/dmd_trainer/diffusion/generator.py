@@ -35,25 +35,39 @@ class Generator:
 
     def __call__(self, noise: Tensor, condition: Condition) -> Tensor:
         """Images or latents [B, C, H, W] from unit-variance noise [B, C, H, W], by all steps."""
-        return self.step(self.input(noise, condition, len(self.timesteps) - 1), condition, len(self.timesteps) - 1)
+        last = torch.full((len(noise),), len(self.timesteps) - 1)
+        return self.step(self.input(noise, condition, last), condition, last)
 
-    def input(self, noise: Tensor, condition: Condition, step: int) -> Tensor:
-        """What the generator sees at step number `step`: noise, or its image of the step before noised again.
+    def input(self, noise: Tensor, condition: Condition, step: Tensor) -> Tensor:
+        """What the generator sees at each sample's step number: noise, or its image of the step before noised again.
 
         So it sees in training what it sees in sampling (backward simulation, arXiv 2405.14867, section 4.5).
+
+        Args:
+            noise: [B, C, H, W], unit variance.
+            condition: each [B, ...].
+            step: int64 [B], on the CPU: the number of network calls depends on it.
         """
         schedule = self.denoiser.schedule
         # Samplers start variance-preserving and flow models at unit variance, EDM's at sigma.
         scale = float(schedule.sigmas[self.timesteps[0]]) if schedule.sigma_data is not None else 1.0
         x_t = noise * scale
-        for number in range(step):
-            level = schedule.at(self._index(noise, number + 1))
-            x_t = add_noise(self.step(x_t, condition, number), further_noise(noise, f"step {number + 1}"), level)
+        for number in range(len(self.timesteps) - 1):
+            later = (step > number).nonzero()[:, 0]
+            # Where no sample goes on, one does for nothing: all ranks must call a sharded network as often.
+            rows = (later if len(later) else torch.zeros(1, dtype=torch.int64)).to(x_t.device)
+            part = {key: value[rows.to(value.device)] for key, value in condition.items()}
+            images = self.step(x_t[rows], part, torch.full((len(rows),), number))
+            if len(later):
+                level = schedule.at(self._index(torch.full((len(rows),), number + 1)))
+                again = add_noise(images, further_noise(noise[rows], f"step {number + 1}"), level)
+                x_t = x_t.index_copy(0, rows, again)
         return x_t
 
-    def step(self, x_t: Tensor, condition: Condition, step: int) -> Tensor:
-        """One call of the network: the image [B, C, H, W] that step number `step` makes of `x_t` [B, C, H, W]."""
-        return self.denoiser(x_t, self.denoiser.schedule.at(self._index(x_t, step)), condition)
+    def step(self, x_t: Tensor, condition: Condition, step: Tensor) -> Tensor:
+        """One call of the network: the images [B, C, H, W] that each sample's step number [B] makes of `x_t`."""
+        return self.denoiser(x_t, self.denoiser.schedule.at(self._index(step)), condition)
 
-    def _index(self, x: Tensor, step: int) -> Tensor:
-        return torch.full((len(x),), self.timesteps[step], device=self.denoiser.schedule.sigmas.device)
+    def _index(self, step: Tensor) -> Tensor:
+        """The indices [B] of the schedule at step numbers [B]."""
+        return torch.tensor(self.timesteps)[step].to(self.denoiser.schedule.sigmas.device)

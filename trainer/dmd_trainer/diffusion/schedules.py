@@ -34,6 +34,11 @@ class NoiseLevel:
     sigma: Tensor
     time: Tensor
 
+    def followed_by(self, other: "NoiseLevel") -> "NoiseLevel":
+        """The levels of two batches in one."""
+        alpha, sigma = torch.cat([self.alpha, other.alpha]), torch.cat([self.sigma, other.sigma])
+        return NoiseLevel(alpha, sigma, torch.cat([self.time, other.time]))
+
 
 def per_sample(value: Tensor, like: Tensor) -> Tensor:
     """`value` [B] as [B, 1, 1, 1] in the dtype and on the device of `like` [B, C, H, W], for products with it."""

@@ -13,9 +13,9 @@ from dmd_api.spec import Training
 
 def prepare(module: nn.Module, training: Training) -> None:
     """Activation checkpointing, channels-last and compilation, where the manifest asks for them."""
-    network: Any = getattr(module, "network", module)
-    if training.activation_checkpointing and hasattr(network, "enable_gradient_checkpointing"):
-        network.enable_gradient_checkpointing()
+    enable: Any = getattr(module, "enable_gradient_checkpointing", None)
+    if training.activation_checkpointing and enable is not None:
+        enable()
     if training.channels_last:
         # Only convolutions' weights have the four dimensions that this is about.
         module.to(memory_format=torch.channels_last)

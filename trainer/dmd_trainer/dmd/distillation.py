@@ -23,7 +23,7 @@ from dmd_trainer.diffusion.solvers import guide
 from dmd_trainer.distributed.collectives import ALONE, Ranks, local_slice
 from dmd_trainer.distributed.sharding import set_gradient_sync, shard
 from dmd_trainer.dmd.draws import Draws, TrainingData
-from dmd_trainer.dmd.gan import FakeScore
+from dmd_trainer.dmd.gan import FakeScore, gan_scale
 from dmd_trainer.dmd.initial_weights import TEACHERS, InitialWeights, load_initial_weights
 from dmd_trainer.dmd.lora import add_lora
 from dmd_trainer.dmd.networks import Ema, TrainedNetwork, Update, whole_weights
@@ -132,6 +132,7 @@ class Distillation:
             mu_real=guide(teacher.denoiser, spec.teacher.guidance_scale, data.conditions.negative),
             mu_fake=None if fake_score is None else denoiser.with_network(fake_score.module, autocast),
             regression_loss=regression_loss,
+            divergence=method.divergence,
         )
         self.draws = Draws(data, spec, teacher, next(network.parameters()).dtype)
 
@@ -140,6 +141,7 @@ class Distillation:
         size = training.micro_batch_size or len(indices)
         self.micro_batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         self.local_batch = len(indices)
+        self._gan_scale = gan_scale(teacher.sample_shape)
         self.step_count = 0
 
     def _fake_score_network(self, initial: InitialWeights) -> TrainedNetwork:
@@ -232,7 +234,7 @@ class Distillation:
     def _generator_weights(self, step: int) -> dict[str, float]:
         weights = {"distribution_matching": 1.0, "regression": self.regression_weight(step)}
         if self.method.gan is not None:
-            weights["gan_generator"] = self.method.gan.generator_weight
+            weights["gan_generator"] = self.method.gan.generator_weight / self._gan_scale
         return weights
 
     def _generate(self, step: int, update: int) -> Iterable[Images]:
@@ -251,7 +253,7 @@ class Distillation:
             losses = fake_score_losses(self.models, generated, draws)
             loss = losses["fake_score"]
             if self.method.gan is not None:
-                loss = loss + self.method.gan.guidance_weight * losses["gan_discriminator"]
+                loss = loss + self.method.gan.guidance_weight / self._gan_scale * losses["gan_discriminator"]
             share = len(indices) / self.local_batch
             set_gradient_sync(network.module, indices is self.micro_batches[-1])
             (loss * share).backward()

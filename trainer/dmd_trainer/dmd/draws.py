@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmd_api.spec import Spec
+from dmd_api.spec import Gan, Spec
 from dmd_trainer.conditions.base import Conditions, Drawn
 from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.diffusion.randomness import KeyedRandom
@@ -70,31 +70,34 @@ class Draws:
 
     def __init__(self, data: TrainingData, spec: Spec, teacher: Teacher, dtype: torch.dtype) -> None:
         self.data = data
-        self._seed, self._gan = spec.training.seed, spec.method.gan is not None
+        self._seed, self._gan, self._guidance = spec.training.seed, spec.method.gan, spec.method.guidance_noise
         self._fake_score_updates, self._generator_steps = spec.method.fake_score_updates, spec.method.generator_steps
         self._schedule, self._shape, self._dtype = teacher.denoiser.schedule, teacher.sample_shape, dtype
         self._device = self._schedule.sigmas.device
 
-    def generator_step(self, step: int, update: int = 0) -> int:
-        """The number of the generator's step that an update is about: the same for the whole batch, on every rank.
+    def generator_step(self, step: int, update: int, indices: Sequence[int]) -> Tensor:
+        """The numbers of the generator's steps that an update is about, one for each sample [B].
 
         Args:
             step: the generator updates done.
             update: 0 for the generator's own; else the number of the fake score's update that images are made for.
+            indices: the samples'.
         """
         if self._generator_steps == 1:
-            return 0
-        stream = f"{_latent_stream(update)}: step"
-        return int(KeyedRandom(self._seed, stream, step, [0]).integers(0, self._generator_steps))
+            return torch.zeros(len(indices), dtype=torch.int64)
+        random = KeyedRandom(self._seed, f"{_latent_stream(update)}: step", step, indices)
+        return random.integers(0, self._generator_steps)
 
     def generator(self, step: int, indices: Sequence[int]) -> GeneratorDraws:
         """Draws for one generator update on the samples `indices`."""
         random = KeyedRandom(self._seed, _latent_stream(0), step, indices)
-        latent = self._latent(random, self.generator_step(step))
-        level_index = random.integers(*middle_indices(len(self._schedule)))
-        matching = Noise(self._normal(random), self._schedule.at(level_index.to(self._device)))
+        latent = self._latent(random, self.generator_step(step, 0, indices))
+        matching = self._noise(random, *middle_indices(len(self._schedule)))
         pairs = self._pairs(random) if self.data.pairs is not None else None
-        return GeneratorDraws(latent, matching, pairs, self._gan_noise(random) if self._gan else None)
+        gan = self._gan_noise(random, self._gan) if self._gan is not None else None
+        bounds = self._guidance
+        guidance = None if bounds is None else self._noise(random, bounds.min_timestep, bounds.max_timestep + 1)
+        return GeneratorDraws(latent, matching, pairs, gan, guidance)
 
     def pairs(self, step: int, indices: Sequence[int]) -> PairBatch:
         """Draws for a generator update by regression alone."""
@@ -103,7 +106,7 @@ class Draws:
     def latent(self, step: int, update: int, indices: Sequence[int]) -> Latent:
         """Draws what further images are generated from, for the fake score's update number `update`."""
         random = KeyedRandom(self._seed, _latent_stream(update), step, indices)
-        return self._latent(random, self.generator_step(step, update))
+        return self._latent(random, self.generator_step(step, update, indices))
 
     def fake_score(
         self, step: int, update: int, part: int, parts: Sequence[Sequence[int]], condition: Condition
@@ -118,15 +121,16 @@ class Draws:
             condition: the generated images'.
         """
         random = KeyedRandom(self._seed, f"fake score update {update}", step, parts[part])
-        denoising = self._noise_at_any_level(random)
-        if not self._gan:
+        denoising = self._noise(random, 0, len(self._schedule))
+        if self._gan is None:
             return FakeScoreDraws(denoising)
         real = self._real_images((step, update, part), parts, condition)
-        return FakeScoreDraws(denoising, (real, self._gan_noise(random), self._gan_noise(random)))
+        noise = [self._gan_noise(random, self._gan) for _ in ("real", "generated")]
+        return FakeScoreDraws(denoising, (real, noise[0], noise[1]))
 
-    def _latent(self, random: KeyedRandom, number: int) -> Latent:
+    def _latent(self, random: KeyedRandom, numbers: Tensor) -> Latent:
         condition = self.data.conditions.embed(self.data.conditions.draw(random), self._device)
-        return Latent(self._normal(random), condition, number)
+        return Latent(self._normal(random), condition, numbers)
 
     def _pairs(self, random: KeyedRandom) -> PairBatch:
         assert self.data.pairs is not None, "the manifest's own rules ask for them"
@@ -134,12 +138,14 @@ class Draws:
         condition = self.data.conditions.embed(drawn, self._device)
         return PairBatch(noise.to(self._device, self._dtype), reference, condition)
 
-    def _noise_at_any_level(self, random: KeyedRandom) -> Noise:
-        level = self._schedule.at(random.integers(0, len(self._schedule)).to(self._device))
+    def _noise(self, random: KeyedRandom, low: int, high: int) -> Noise:
+        """Noise at indices of the schedule in [low, high)."""
+        level = self._schedule.at(random.integers(low, high).to(self._device))
         return Noise(self._normal(random), level)
 
-    # The discriminator sees all levels of noise (arXiv 2405.14867, section 4.3).
-    _gan_noise = _noise_at_any_level
+    def _gan_noise(self, random: KeyedRandom, gan: Gan) -> Noise:
+        """The discriminator sees all levels of noise (arXiv 2405.14867, section 4.3), or those up to a bound."""
+        return self._noise(random, 0, len(self._schedule) if gan.max_timestep is None else gan.max_timestep + 1)
 
     def _normal(self, random: KeyedRandom) -> Tensor:
         return random.normal(self._shape).to(self._device, self._dtype)

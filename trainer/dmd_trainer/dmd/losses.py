@@ -4,7 +4,7 @@ Notation: x = G(z) [B, C, H, W]; mu_real, mu_fake: x0 predictions of the teacher
 x_t = alpha_t x + sigma_t eps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,10 +16,14 @@ Weight = Callable[[Tensor, Tensor, NoiseLevel], Tensor]
 """(x, mu_real, level) -> [B, 1, 1, 1]: how much each sample's difference of scores counts."""
 
 
+LEAST_DISTANCE = 1e-6
+"""Below which mean|x - mu_real| is rounding, and would only blow its sample up."""
+
+
 def normalizer_weight(x: Tensor, mu_real: Tensor, level: NoiseLevel) -> Tensor:
     """1 / mean|x - mu_real| per sample, which evens out gradients across noise levels (arXiv 2311.18828, eq. 8)."""
     distance = (x - mu_real).abs().flatten(1).mean(1)
-    return per_sample(1 / distance.clamp_min(torch.finfo(x.dtype).tiny), x)
+    return per_sample(1 / distance.clamp_min(LEAST_DISTANCE), x)
 
 
 def kl_weight(x: Tensor, mu_real: Tensor, level: NoiseLevel) -> Tensor:
@@ -28,6 +32,32 @@ def kl_weight(x: Tensor, mu_real: Tensor, level: NoiseLevel) -> Tensor:
     Since s = (alpha mu - x_t) / sigma^2, alpha (s_fake - s_real) = alpha^2 / sigma^2 (mu_fake - mu_real).
     """
     return per_sample((level.alpha / level.sigma) ** 2, x)
+
+
+RATIO_WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "ReverseKL": torch.ones_like,
+    "ForwardKL": lambda r: r,
+    "JensenShannon": lambda r: 2 * r / (1 + r),
+    "SquaredHellinger": torch.sqrt,
+    "Jeffreys": lambda r: (1 + r) / 2,
+}
+"""h(r) = r^2 f''(r) of each f-divergence D_f(p_real || p_fake) = E_fake[f(r)] with r = p_real / p_fake, as the multiple
+that is 1 at r = 1 (f-distill, arXiv 2502.15681; its authors' code is NVlabs/FastGen)."""
+MOST_LOG_RATIO = 3.0
+"""A discriminator that is surer than this is not more often right, and one image would decide an update."""
+
+
+def divergence_weight(divergence: str, logits: Tensor) -> Tensor:
+    """What each sample's gradient is multiplied by for `method.divergence`: [B].
+
+    The gradient of any f-divergence by a sample is that of the reverse KL times h(r) (arXiv 2502.15681), and the logit
+    of a discriminator that sees as many real as generated images is an estimate of ln r.
+
+    Args:
+        divergence: of `RATIO_WEIGHTS`.
+        logits: of the discriminator at the noised samples [B].
+    """
+    return RATIO_WEIGHTS[divergence](logits.clamp(-MOST_LOG_RATIO, MOST_LOG_RATIO).exp()).detach()
 
 
 def distribution_matching_gradient(

@@ -12,11 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmd_trainer.diffusion.denoiser import Condition, Denoiser, X0Prediction
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser, Guided
 from dmd_trainer.diffusion.generator import Generator
-from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise
+from dmd_trainer.diffusion.schedules import NoiseLevel, add_noise, per_sample
 from dmd_trainer.dmd.gan import discriminator_loss, generator_loss
-from dmd_trainer.dmd.losses import denoising_loss, distribution_matching_gradient, distribution_matching_loss
+from dmd_trainer.dmd.losses import (
+    denoising_loss,
+    distribution_matching_gradient,
+    distribution_matching_loss,
+    divergence_weight,
+)
 
 RegressionLoss = Callable[[Tensor, Tensor], Tensor]
 """(generated, reference) [B, C, H, W] each -> a scalar."""
@@ -31,12 +36,14 @@ class Models:
         mu_real: the teacher's x0 prediction, guided or not.
         mu_fake: the fake score's; None where the generator learns by regression alone.
         regression_loss: between the generator's images and the teacher's.
+        divergence: that distributions are matched in; any but the reverse KL reads the GAN's head.
     """
 
     generator: Generator
-    mu_real: X0Prediction
+    mu_real: Guided
     mu_fake: Denoiser | None
     regression_loss: RegressionLoss
+    divergence: str = "ReverseKL"
 
 
 class Noise(NamedTuple):
@@ -61,12 +68,12 @@ class Latent(NamedTuple):
     Attributes:
         noise: [B, C, H, W], unit variance.
         condition: each [B, ...].
-        step: the number of the generator's step that is trained.
+        step: the numbers of the generator's steps that are trained [B], on the CPU.
     """
 
     noise: Tensor
     condition: Condition
-    step: int
+    step: Tensor
 
 
 class PairBatch(NamedTuple):
@@ -103,12 +110,14 @@ class GeneratorDraws(NamedTuple):
         matching: for the scores' inputs.
         pairs: where the method regresses on them.
         gan: for the discriminator's input, where there is a GAN term.
+        guidance: for the teacher's input where guidance has noise of its own.
     """
 
     latent: Latent
     matching: Noise
     pairs: PairBatch | None = None
     gan: Noise | None = None
+    guidance: Noise | None = None
 
 
 class FakeScoreDraws(NamedTuple):
@@ -133,27 +142,25 @@ def generator_losses(models: Models, draws: GeneratorDraws) -> tuple[dict[str, T
     else:
         # One call for both losses: a generator pass over twice the batch costs less than two passes.
         both = {key: torch.cat([value, pairs.condition[key]]) for key, value in latent.condition.items()}
-        x_pairs_in = generator.input(pairs.noise, pairs.condition, 0)
-        x, x_pairs = generator.step(torch.cat([x_in, x_pairs_in]), both, latent.step).chunk(2)
+        x_pairs_in = generator.input(pairs.noise, pairs.condition, _first(pairs.noise))
+        steps = torch.cat([latent.step, _first(pairs.noise)])
+        x, x_pairs = generator.step(torch.cat([x_in, x_pairs_in]), both, steps).chunk(2)
 
-    level = draws.matching.level
-    with torch.no_grad():
-        x_t = draws.matching.add_to(x)
-        gradient = distribution_matching_gradient(
-            x, models.mu_real(x_t, level, latent.condition), mu_fake(x_t, level, latent.condition), level
-        )
+    gradient = _matching_gradient(models, mu_fake, x, latent.condition, draws)
     losses = {"distribution_matching": distribution_matching_loss(x, gradient)}
     if pairs is not None:
         losses["regression"] = models.regression_loss(x_pairs, pairs.reference.to(x))
     if draws.gan is not None:
-        losses["gan_generator"] = generator_loss(_classify(mu_fake, x, latent.condition, draws.gan))
+        x_t = draws.gan.add_to(x)
+        losses["gan_generator"] = generator_loss(_classify(mu_fake, x_t, draws.gan.level, latent.condition))
     return losses, Images(x.detach(), latent.condition)
 
 
 def regression_alone(models: Models, pairs: PairBatch) -> dict[str, Tensor]:
     """The only loss of a generator update where there is no fake score to match distributions with."""
-    x_in = models.generator.input(pairs.noise, pairs.condition, 0)
-    x = models.generator.step(x_in, pairs.condition, 0)
+    first = _first(pairs.noise)
+    x_in = models.generator.input(pairs.noise, pairs.condition, first)
+    x = models.generator.step(x_in, pairs.condition, first)
     return {"regression": models.regression_loss(x, pairs.reference.to(x))}
 
 
@@ -172,9 +179,11 @@ def fake_score_losses(models: Models, generated: Images, draws: FakeScoreDraws) 
     losses = {"fake_score": denoising_loss(mu_fake, x, eps, level, condition)}
     if draws.gan is not None:
         real, on_real, on_generated = draws.gan
-        losses["gan_discriminator"] = discriminator_loss(
-            _classify(mu_fake, real.images, real.condition, on_real), _classify(mu_fake, x, condition, on_generated)
-        )
+        # One call for both: no layer of these networks looks from one sample at another.
+        x_t = torch.cat([on_real.add_to(real.images), on_generated.add_to(x)])
+        both = {key: torch.cat([real.condition[key], value]) for key, value in condition.items()}
+        logits = _classify(mu_fake, x_t, on_real.level.followed_by(on_generated.level), both)
+        losses["gan_discriminator"] = discriminator_loss(*logits.split([len(real.images), len(x)]))
     return losses
 
 
@@ -183,6 +192,35 @@ def _input(generator: Generator, latent: Latent) -> Tensor:
     return generator.input(latent.noise, latent.condition, latent.step)
 
 
-def _classify(mu_fake: Denoiser, x: Tensor, condition: Condition, noise: Noise) -> Tensor:
+@torch.no_grad()
+def _matching_gradient(
+    models: Models, mu_fake: Denoiser, x: Tensor, condition: Condition, draws: GeneratorDraws
+) -> Tensor:
+    """The gradient of distribution matching by the images `x`: [B, C, H, W].
+
+    Guidance belongs to the teacher's prediction. Where it has noise of its own, the gradient is a sum: matching without
+    guidance, and guidance's share, the same difference with the unguided teacher in the fake score's place (decoupled
+    DMD, arXiv 2511.22677). With the same noise and weight for both, that is one and the same gradient.
+    """
+    level = draws.matching.level
+    x_t = draws.matching.add_to(x)
+    real = models.mu_real if draws.guidance is None else models.mu_real.denoiser
+    gradient = distribution_matching_gradient(x, real(x_t, level, condition), mu_fake(x_t, level, condition), level)
+    if models.divergence != "ReverseKL":
+        logits = _classify(mu_fake, x_t, level, condition)
+        gradient = per_sample(divergence_weight(models.divergence, logits), x) * gradient
+    if draws.guidance is not None:
+        level = draws.guidance.level
+        plain, guided = models.mu_real.both(draws.guidance.add_to(x), level, condition)
+        gradient = gradient + distribution_matching_gradient(x, guided, plain, level)
+    return gradient
+
+
+def _classify(mu_fake: Denoiser, x_t: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
     """The GAN head's logits [B] of noised images (arXiv 2405.14867, section 4.3)."""
-    return mu_fake.call_network(noise.add_to(x), noise.level, condition, classify=True).to(x.dtype)
+    return mu_fake.call_network(x_t, level, condition, classify=True).to(x_t.dtype)
+
+
+def _first(noise: Tensor) -> Tensor:
+    """The number of a generator's first step, for each sample [B]."""
+    return torch.zeros(len(noise), dtype=torch.int64)

@@ -38,16 +38,21 @@ def recall(real: Tensor, generated: Tensor, k: int = 3) -> float:
 
 def coverage(real: Tensor, generated: Tensor, k: int = 5) -> float:
     """The share of real samples with a generated one nearer than their k-th real one (arXiv 2002.09797, eq. 4)."""
-    nearest = torch.cat([torch.cdist(chunk, generated).amin(1) for chunk in real.split(CHUNK)])
+    nearest = torch.cat([_distances(chunk, generated).amin(1) for chunk in real.split(CHUNK)])
     return float((nearest < _radii(real, k)).double().mean())
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    """All distances of [N, D] to [M, D]: [N, M]. In float64, since |a|^2 + |b|^2 - 2ab cancels where a is near b."""
+    return torch.cdist(first.double(), second.double())
 
 
 def _radii(samples: Tensor, k: int) -> Tensor:
     """Each sample's distance to its k-th nearest neighbour, itself not counted: [N]."""
-    return torch.cat([torch.cdist(chunk, samples).kthvalue(k + 1).values for chunk in samples.split(CHUNK)])
+    return torch.cat([_distances(chunk, samples).kthvalue(k + 1).values for chunk in samples.split(CHUNK)])
 
 
 def _inside(samples: Tensor, centres: Tensor, radii: Tensor) -> float:
     """The share of `samples` within the radius of at least one of `centres`."""
-    inside = [(torch.cdist(chunk, centres) <= radii).any(1) for chunk in samples.split(CHUNK)]
+    inside = [(_distances(chunk, centres) <= radii).any(1) for chunk in samples.split(CHUNK)]
     return float(torch.cat(inside).double().mean())

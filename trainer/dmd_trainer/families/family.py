@@ -3,6 +3,7 @@
 Families are known without torch and diffusers, which `dmdctl plan` may not have: methods that need them import them.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -34,12 +35,15 @@ class Tap(NamedTuple):
     """The place in a network whose features a discriminator reads.
 
     Attributes:
-        module: its output is [B, C, H, W].
-        channels: C.
+        encoder: the network as far as that: called as the network is, with the features as its output. Its modules are
+            the network's own.
+        channels: of the features.
+        size: their height and width.
     """
 
-    module: "nn.Module"
+    encoder: "nn.Module"
     channels: int
+    size: tuple[int, int]
 
 
 class Family(ABC):
@@ -98,7 +102,10 @@ class Family(ABC):
         """Where a discriminator reads: a U-Net's bottleneck; None where a network has no such place."""
         if network.mid_block is None:
             return None
-        return Tap(network.mid_block, int(network.config.block_out_channels[-1]))
+        size, widths = network.config.sample_size, network.config.block_out_channels
+        height, width = (size, size) if isinstance(size, int) else size
+        halved = 2 ** (len(widths) - 1)  # from level to level
+        return Tap(_encoder(network), int(widths[-1]), (-(-int(height) // halved), -(-int(width) // halved)))
 
     def check_configurations(self, network: Config, scheduler: Config) -> None:
         """Refuses what the family's pipelines do not do, or do in a way that is not known here.
@@ -198,6 +205,20 @@ class Family(ABC):
     def call_arguments(self, steps: int) -> dict[str, Any]:
         """How the pipeline is called to take the generator's steps."""
         return {"num_inference_steps": steps}
+
+
+def _encoder(unet: Any) -> "nn.Module":
+    """A U-Net that ends with its bottleneck: a second object over the same modules, without those of the way up.
+
+    Leaving a forward pass half-way, by an exception from a hook, would leave what FSDP gathered for it gathered, and
+    break the graph that torch.compile traces.
+    """
+    from torch import nn
+
+    encoder = copy.copy(unet)
+    after = {name: nn.Identity() for name in ("conv_norm_out", "conv_act", "conv_out")}
+    encoder._modules = {**unet._modules, "up_blocks": nn.ModuleList(), **after}
+    return encoder
 
 
 def refuse_steps(method: Method) -> None:

@@ -7,6 +7,7 @@ it says follows from the measures alone, so that a resumed run, whose checkpoint
 interrupted.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -40,11 +41,13 @@ class Rule:
         measure: its name.
         broken: whether it does.
         symptom: what one would see, and the likely cause.
+        collapse: whether a run that goes on like this is collapsing.
     """
 
     measure: str
     broken: Broken
     symptom: str
+    collapse: bool = True
 
 
 def _always_above(limit: float) -> Broken:
@@ -69,6 +72,10 @@ def _fallen(share: float, once: float) -> Broken:
 
 def _risen(times: float, floor: float) -> Broken:
     return lambda medians, start: medians[-1] > max(floor, times * min(medians))
+
+
+def _within(share: float, of: float) -> Broken:
+    return lambda medians, start: abs(medians[-1] / of - 1) < share
 
 
 def _unusual(times: float) -> Broken:
@@ -98,6 +105,13 @@ RULES = (
     Rule("guidance_contrast", _always_above(2.0), "guidance drives the teacher's own images beyond its range"),
     # Healthy falls from 0.22 to 0.07 and stays.
     Rule("regression_error", _risen(3.0, floor=0.5), "the generator is leaving the teacher's pairs again"),
+    # At chance D says nothing, which a head that does not learn does not, and no head can of a perfect generator.
+    Rule(
+        "discriminator_loss",
+        _within(0.01, of=2 * math.log(2)),
+        "the GAN's head does not tell real images from generated ones, so that the generator learns nothing from it",
+        collapse=False,
+    ),
     # Healthy falls from 8 to 1 (generator) and from 1 to 0.3 (fake score).
     Rule("generator_gradient_norm", _unusual(10.0), "the generator's gradients are exploding"),
     Rule("fake_score_gradient_norm", _unusual(10.0), "the fake score's gradients are exploding"),
@@ -115,6 +129,7 @@ class Health:
     def __init__(self, spec: Spec) -> None:
         absent = set() if spec.method.regression else {"regression_error"}
         absent |= set() if spec.method.fake_score_updates else OF_FAKE_SCORE
+        absent |= set() if spec.method.gan else {"discriminator_loss"}
         self._rules = [rule for rule in RULES if rule.measure not in absent]
         self._remedies = {rule.measure: _remedy(rule.measure, spec) for rule in self._rules}
         self._warmup = spec.training.warmup_steps
@@ -134,8 +149,13 @@ class Health:
         ]
 
     @property
+    def endangered(self) -> bool:
+        """Whether something is wrong now that ruins a run if it lasts."""
+        return any(rule.collapse for rule in self._rules if rule.measure in self._held)
+
+    @property
     def collapsing(self) -> bool:
-        """Whether something has been wrong for `LASTING` measures."""
+        """Whether `endangered` has been true for `LASTING` measures."""
         return self._warned_for >= LASTING
 
     def feed(self, measures: Mapping[str, float]) -> list[str]:
@@ -166,7 +186,7 @@ class Health:
                 self._held[rule.measure] += 1
                 if self._held[rule.measure] == WELL_AFTER:
                     del self._held[rule.measure]
-        self._warned_for = self._warned_for + 1 if self._held else 0
+        self._warned_for = self._warned_for + 1 if self.endangered else 0
         return [warning for warning in self.warnings if warning not in before]
 
 
@@ -176,6 +196,8 @@ def _remedy(measure: str, spec: Spec) -> str:
     keep_up = f"raise spec.method.fakeScoreUpdates or {rate}" if spec.method.fake_score_updates else rate
     if measure == "guidance_contrast":
         return "lower spec.teacher.guidanceScale"
+    if measure == "discriminator_loss":
+        return "raise spec.method.gan.guidanceWeight or spec.training.fakeScore.learningRate"
     if measure == "score_difference":
         return "raise spec.training.fakeScore.learningRate"
     if measure.endswith("gradient_norm"):

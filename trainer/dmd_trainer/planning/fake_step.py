@@ -44,7 +44,9 @@ def measure_activations(architecture: Architecture, shape: StepShape) -> int:
 
 def _update_generator(models: Models, architecture: Architecture, shape: StepShape, networks: FakeNetworks) -> None:
     batch = shape.micro_batch
-    latent = Latent(_samples(architecture, batch), architecture.conditions(batch), 0)
+    latent = Latent(
+        _samples(architecture, batch), architecture.conditions(batch), torch.zeros(batch, dtype=torch.int64)
+    )
     pairs = _pairs(architecture, shape) if shape.pairs else None
     gan = _noise(architecture, batch) if shape.gan else None
     # As `TrainedNetwork.requires_grad`: the GAN term's gradients pass through the fake score and stop at its weights.

@@ -46,10 +46,12 @@ class Flops(NamedTuple):
 
     Attributes:
         network: of the denoising network.
+        classification: of it as far as the GAN's head, and of the head; 0 where it can have none.
         decoder: of the VAE's decoder; 0 without one.
     """
 
     network: float
+    classification: float
     decoder: float
 
 
@@ -77,5 +79,7 @@ def stage_seconds(manifest: DMDDistillation, work: Work, flops: Flops, gpu: Gpu)
         passes = work.forward.get(stage, 0.0) + trained * work.backward.get(stage, 0.0)
         # Where gradients pass the decoder, its activations are always computed again.
         decoded = work.decoded.get(stage, 0.0) + 4 * work.decoded_backward.get(stage, 0.0)
-        seconds[stage] = (passes * flops.network + decoded * flops.decoder) / (rate * count)
+        classified = work.classified.get(stage, 0.0) + trained * work.classified_backward.get(stage, 0.0)
+        operations = passes * flops.network + classified * flops.classification + decoded * flops.decoder
+        seconds[stage] = operations / (rate * count)
     return seconds

@@ -18,12 +18,16 @@ class Work:
     Attributes:
         forward: without gradients.
         backward: forward and backward passes.
+        classified: as far as the GAN's head, without gradients.
+        classified_backward: and with them.
         decoded: latents that the VAE decodes without gradients.
         decoded_backward: latents that gradients pass the VAE's decoder for.
     """
 
     forward: dict[Stage, float]
     backward: dict[Stage, float]
+    classified: dict[Stage, float]
+    classified_backward: dict[Stage, float]
     decoded: dict[Stage, float]
     decoded_backward: dict[Stage, float]
 
@@ -34,10 +38,14 @@ class StepWork(NamedTuple):
     Attributes:
         forward: without gradients; where the generator has several steps, on average over those that are drawn.
         backward: forward and backward passes.
+        classified: as far as the GAN's head, without gradients.
+        classified_backward: and with them.
     """
 
     forward: float
     backward: float
+    classified: float = 0.0
+    classified_backward: float = 0.0
 
 
 def count_work(manifest: DMDDistillation, scheduler: Mapping[str, Any] | None = None) -> Work:
@@ -64,6 +72,8 @@ def count_work(manifest: DMDDistillation, scheduler: Mapping[str, Any] | None = 
             Stage.EVALUATE: float(evaluation.samples * (solution + 2 * method.generator_steps)),
         },
         backward={Stage.DISTILL: float(updates * step.backward)},
+        classified={Stage.DISTILL: updates * step.classified},
+        classified_backward={Stage.DISTILL: updates * step.classified_backward},
         decoded={Stage.DISTILL: float(compared + measured), Stage.EVALUATE: 2.0 * evaluation.samples},
         decoded_backward={Stage.DISTILL: float(compared)},
     )
@@ -75,13 +85,16 @@ def count_step(spec: Spec) -> StepWork:
     regression = method.regression is not None
     if not method.fake_score_updates:  # by the regression alone
         return StepWork(0.0, float(regression))
-    # Backward simulation: a step among `generatorSteps` is reached by those before it, (n - 1) / 2 on average.
+    # Backward simulation: each sample's own step among n is reached by those before it, (n - 1) / 2 on average.
     simulated = (method.generator_steps - 1) / 2
     # Teacher and fake score at x_t, and the generator for each further fake-score update.
     forward = simulated + _guided(spec) + 1 + (method.fake_score_updates - 1) * (1 + simulated)
+    if method.guidance_noise is not None:  # the teacher at its noise too
+        forward += 1
     # The GAN head's passes: one in the generator's update, two, real and generated, in each of the fake score's.
     classified = 1 + 2 * method.fake_score_updates if method.gan is not None else 0
-    return StepWork(forward, float(1 + regression + method.fake_score_updates + classified))
+    ratio = method.divergence != "ReverseKL"
+    return StepWork(forward, float(1 + regression + method.fake_score_updates), float(ratio), float(classified))
 
 
 def _guided(spec: Spec) -> int:

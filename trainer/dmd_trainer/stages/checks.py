@@ -6,7 +6,7 @@ import torch
 
 from dmd_api import runtime
 from dmd_api.errors import BadInputError
-from dmd_api.spec import Spec
+from dmd_api.spec import Method, Spec
 from dmd_trainer.diffusion.default_solver import teacher_sampling
 from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.dmd.gan import FakeScore
@@ -56,9 +56,10 @@ def check_teacher(context: StageContext, teacher: Teacher) -> None:
     scale, negative = spec.teacher.guidance_scale, conditions.negative
     solver, steps = teacher_sampling(spec.method, teacher.denoiser.prediction)
     teacher_solver(teacher.denoiser, solver, steps, scale, negative)
-    timestep, length = spec.method.generator_timestep, len(teacher.denoiser.schedule)
-    if timestep is not None and timestep >= length:
-        raise BadInputError(f"spec.method.generatorTimestep: {timestep}, but the schedule's last index is {length - 1}")
+    length = len(teacher.denoiser.schedule)
+    for field, timestep in _timesteps(spec.method):
+        if timestep is not None and timestep >= length:
+            raise BadInputError(f"spec.method.{field}: {timestep}, but the schedule's last index is {length - 1}")
     check_exportable(teacher, spec.method)
     if spec.method.gan is not None and teacher.family.tap(teacher.denoiser.network) is None:
         raise BadInputError("spec.method.gan: this teacher is no UNet and has no bottleneck; leave method.gan out")
@@ -77,6 +78,16 @@ def check_teacher(context: StageContext, teacher: Teacher) -> None:
             ) from error
     if not torch.isfinite(found).all():
         raise BadInputError(f"spec.teacher.uri: {spec.teacher.uri} predicts NaN; its weights are damaged")
+
+
+def _timesteps(method: Method) -> list[tuple[str, int | None]]:
+    """The indices of the teacher's schedule that a manifest may name, by their fields below `spec.method`."""
+    named = [("generatorTimestep", method.generator_timestep)]
+    if method.gan is not None:
+        named.append(("gan.maxTimestep", method.gan.max_timestep))
+    if method.guidance_noise is not None:
+        named.append(("guidanceNoise.maxTimestep", method.guidance_noise.max_timestep))
+    return named
 
 
 def check_evaluation(context: StageContext, teacher: Teacher) -> None:

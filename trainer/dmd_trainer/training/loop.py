@@ -130,7 +130,7 @@ class TrainingLoop:
             if self._context.rank == 0:
                 self._instruments.grid.keep(images, step)
         # A run that will not be let collapse keeps the checkpoints from before it went wrong.
-        worth_keeping = step > self._first_step and not (self._stop_on_collapse and self._health.warnings)
+        worth_keeping = step > self._first_step and not (self._stop_on_collapse and self._health.endangered)
         if due.saves(step) and (worth_keeping or due.finished(step)):
             self._save()
 
@@ -192,10 +192,12 @@ class TrainingLoop:
         context, distillation, health = self._context, self._distillation, self._health
         step = distillation.step_count
         measures = self._instruments.probe.measure(distillation.generator, distillation.mu_fake)
-        norms = {f"{name}_gradient_norm": norm for name, norm in report.gradient_norms.items()}
-        self.history.health.append({"step": step, **measures, **norms})
+        of_step = {f"{name}_gradient_norm": norm for name, norm in report.gradient_norms.items()}
+        if (loss := report.losses.get("gan_discriminator")) is not None:
+            of_step["discriminator_loss"] = loss
+        self.history.health.append({"step": step, **measures, **of_step})
         news = health.feed(self.history.health[-1])
-        context.progress.update(health={**measures, **norms}, warnings=health.warnings)
+        context.progress.update(health={**measures, **of_step}, warnings=health.warnings)
         if context.rank == 0:
             for warning in news:
                 context.progress.message(f"step {step}: {warning}")
