@@ -1,6 +1,17 @@
 """Errors with a text for the user: what was wrong, where, what to do."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from dmd_api.exit_codes import ExitCode
+
+PASSING = {
+    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+    errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE,
+}  # fmt: skip
+"""What the operating system says of a disk or a network that is full or ill, whoever wrote the file."""
 
 
 class DMDError(Exception):
@@ -50,3 +61,34 @@ class InterruptedRunError(DMDError):
 
     reason = "Interrupted"
     exit_code = ExitCode.INTERRUPTED
+
+
+@contextmanager
+def reading(what: str, remedy: str) -> Iterator[None]:
+    """Turns whatever a library raises while it reads what a user gave into a `BadInputError`.
+
+    Of damaged files libraries raise everything, KeyError and TypeError too, and the same input fails the same way next
+    time. Errors that have a text for the user already pass.
+
+    Args:
+        what: the field, the file, and what was not possible: `spec.teacher.uri: /t/vae cannot be loaded`.
+        remedy: what to do.
+
+    Raises:
+        BadInputError: the library raised.
+        InfrastructureError: the disk or the network did: another try may succeed.
+    """
+    try:
+        yield
+    except DMDError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise InfrastructureError(f"{what} ({first_line(error)}); is the disk or the network in order?") from error
+        raise BadInputError(f"{what} ({first_line(error)}); {remedy}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """An error's kind and the first line of its text, which may have none."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

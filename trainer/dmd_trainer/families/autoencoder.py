@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dmd_api.errors import BadInputError
+from dmd_trainer.families.parts import META, load_part
 
 
 class Pixels(nn.Module):
@@ -31,23 +31,18 @@ class Autoencoder(Pixels):
     Args:
         directory: a pipeline with `vae/`.
         dtype: what its weights are kept in.
+        device: the meta device, if no weights are to be read.
 
     Raises:
         BadInputError: there is none, or it cannot be loaded.
     """
 
-    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> None:
         super().__init__()
         from diffusers import AutoencoderKL
 
-        try:
-            self.vae = AutoencoderKL.from_pretrained(directory, subfolder="vae", use_safetensors=True)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BadInputError(
-                f"{directory}/vae: the autoencoder cannot be loaded ({reason}); save the whole pipeline again with "
-                "save_pretrained(..., safe_serialization=True)"
-            ) from error
+        options = {"device_map": META} if device is not None and device.type == META else {}
+        self.vae = load_part(directory, "vae", AutoencoderKL, **options)
         # Networks that overflow in half precision say so (SDXL's).
         self.dtype = torch.float32 if self.vae.config.force_upcast else dtype
         self.vae.requires_grad_(False).eval().to(self.dtype)

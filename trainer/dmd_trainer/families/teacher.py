@@ -2,16 +2,14 @@
 
 import copy
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from dmd_api.errors import BadInputError
+from dmd_api.errors import BadInputError, reading
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.conditions.labels import ClassLabels, Unconditional
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
@@ -19,6 +17,7 @@ from dmd_trainer.diffusion.prediction import prediction_of
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.autoencoder import Autoencoder, Pixels
 from dmd_trainer.families.family import Family
+from dmd_trainer.families.parts import FIELD, META, SAVE_AGAIN, load_part, part_config
 from dmd_trainer.families.table import NETWORKS, find_family
 
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -35,7 +34,7 @@ class Teacher:
         directory: the diffusers pipeline it came from.
         sample_shape: (C, H, W) of what it denoises.
         num_class_embeds: how many labels its network embeds; None where it embeds none.
-        digest: SHA-256 of its weights and configurations, which keys what is cached about it.
+        digest: SHA-256 of its weights and configurations, which keys what is cached about it; empty without weights.
         autoencoder: between images and what it denoises.
         offloaded: whether its network's weights stay in the host's memory between calls.
     """
@@ -111,67 +110,74 @@ def load_teacher(
 
     Args:
         directory: holds `model_index.json`, `scheduler/`, `unet/` or `transformer/`, and `vae/` for latents.
-        device: where the network goes.
+        device: where the network goes; on the meta device it has no weights, and none are read but their names, dtypes
+            and shapes (the noise schedule stays on the CPU).
         autocast: the dtype that the network runs in, see `Denoiser`.
         weights: what the frozen weights are kept in: fp32, bf16 or fp8.
         offload: whether they stay in the host's memory between calls.
 
     Raises:
-        BadInputError: it is no diffusers pipeline, or one of its parts is missing or of a kind not known here.
+        BadInputError: it is no diffusers pipeline, or one of its parts is missing, of a kind not known here, or does
+            not load as its own library loads it.
     """
-    _read_json(directory / "model_index.json", "the teacher is not a diffusers pipeline")
-    scheduler = _read_json(directory / "scheduler" / "scheduler_config.json", "the teacher has no scheduler/")
-    family = _family(directory, scheduler)
-    schedule = schedule_from_scheduler(scheduler)
-    network = _load_network(directory, family).requires_grad_(False)
-    size = network.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
-    if not height or network.config.in_channels != network.config.out_channels:
-        raise BadInputError(
-            f"{directory}/{family.part}/config.json: needs a sample_size and as many out_channels as in_channels"
-        )
-    autoencoder = Autoencoder(directory, WEIGHTS[weights]) if family.takes_text else Pixels()
-    place_network(network, torch.device(device), weights, offload)
+    on = torch.device(device)
+    with reading(f"{FIELD}: {directory}: its configurations cannot be used", SAVE_AGAIN):
+        scheduler = part_config(directory, "scheduler", "scheduler_config.json")
+        family = _family(directory, scheduler)
+        schedule = schedule_from_scheduler(scheduler)
+        prediction = prediction_of(scheduler)
+        network = _load_network(directory, family, on).requires_grad_(False)
+        sample_shape = _sample_shape(directory, family, network)
+        autoencoder = Autoencoder(directory, WEIGHTS[weights], on) if family.takes_text else Pixels()
+    empty = on.type == META
+    if not empty:
+        place_network(network, on, weights, offload)
     classes = getattr(network.config, "num_class_embeds", None)
     return Teacher(
         family=family,
         # Weights of 8 or 16 bits have no products with float32: their network runs in bfloat16.
         denoiser=Denoiser(
             network,
-            schedule.to(device),
-            prediction_of(scheduler),
+            schedule if empty else schedule.to(on),
+            prediction,
             autocast if weights == "fp32" else torch.bfloat16,
         ),
         directory=directory,
-        sample_shape=(int(network.config.in_channels), int(height), int(width)),
+        sample_shape=sample_shape,
         num_class_embeds=classes if getattr(network, "class_embedding", None) is not None else None,
-        digest=_digest(directory),
-        autoencoder=autoencoder.to(device),
+        digest="" if empty else _digest(directory),
+        autoencoder=autoencoder.to(on),
         offloaded=offload,
     )
 
 
 def _family(directory: Path, scheduler: dict[str, Any]) -> Family:
     part = "transformer" if (directory / "transformer").is_dir() else "unet"
-    config = _read_json(directory / part / "config.json", "the teacher has no unet/")
+    config = part_config(directory, part)
     family = find_family(config, scheduler)
     if family is None or family.part != part:
         raise BadInputError(
-            f"{directory}/{part}: {config.get('_class_name')} is not supported; use a {' or '.join(NETWORKS)}"
+            f"{FIELD}: {directory}/{part}: {config.get('_class_name')} is not supported; use a {' or '.join(NETWORKS)}"
         )
     return family
 
 
-def _load_network(directory: Path, family: Family) -> Any:
-    config = _read_json(directory / family.part / "config.json", "the teacher has no network")
-    try:
-        network = family.network_class(config).from_pretrained(directory, subfolder=family.part, use_safetensors=True)
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+def _load_network(directory: Path, family: Family, device: torch.device | None = None) -> Any:
+    """In float32, on the CPU or, if that is asked for, without weights."""
+    kind = family.network_class(part_config(directory, family.part))
+    options = {"device_map": META} if device is not None and device.type == META else {}
+    return load_part(directory, family.part, kind, **options).float().eval()
+
+
+def _sample_shape(directory: Path, family: Family, network: Any) -> tuple[int, int, int]:
+    size = network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
+    if not height or network.config.in_channels != network.config.out_channels:
         raise BadInputError(
-            f"{directory}/{family.part}: the weights cannot be loaded ({_first_line(error)}); "
-            "save the pipeline again with save_pretrained(..., safe_serialization=True)"
-        ) from error
-    return network.float().eval()
+            f"{FIELD}: {directory}/{family.part}/config.json: needs a sample_size and as many out_channels as "
+            "in_channels; inpainting and depth networks, which take more, are not supported"
+        )
+    return int(network.config.in_channels), int(height), int(width)
 
 
 def place_network(network: Any, device: torch.device, weights: str, offload: bool) -> None:
@@ -195,19 +201,3 @@ def _digest(directory: Path) -> str:
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
-
-
-def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise BadInputError(f"{path}: missing: {otherwise}; save one with DiffusionPipeline.save_pretrained") from error
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise BadInputError(f"{path}: is not a JSON object")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,13 +1,22 @@
 """A text-to-image teacher's text encoders, called as its own pipeline calls them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmd_api.errors import BadInputError
+from dmd_api.errors import BadInputError, reading
+from dmd_trainer.families.parts import (
+    FIELD,
+    META,
+    SAVE_AGAIN,
+    absent_parts,
+    load_part,
+    part_class,
+    parts_of,
+    read_index,
+)
 from dmd_trainer.families.table import TEXT_PIPELINES
 
 
@@ -16,7 +25,7 @@ class TextEncoder:
 
     Args:
         directory: the teacher's pipeline.
-        device: where the encoders run.
+        device: where the encoders run; on the meta device they have no weights, and make conditions without content.
         dtype: what their weights are kept in.
 
     Raises:
@@ -26,31 +35,24 @@ class TextEncoder:
     def __init__(self, directory: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         import diffusers
 
-        index = json.loads((directory / "model_index.json").read_text())
+        index = read_index(directory)
         name = str(index.get("_class_name"))
         if name not in TEXT_PIPELINES:
-            raise BadInputError(
-                f"spec.teacher.uri: {directory.name} is a {name}; text models are {', '.join(TEXT_PIPELINES)}"
-            )
+            raise BadInputError(f"{FIELD}: {directory.name} is a {name}; text models are {', '.join(TEXT_PIPELINES)}")
         self._family = TEXT_PIPELINES[name]
         # Only what encodes text is loaded; the networks are the teacher's.
         kept = ("tokenizer", "text_encoder", "scheduler")
-        absent: dict[str, Any] = {
-            part: None
-            for part, value in index.items()
-            if isinstance(value, list) and (value[0] is None or not part.startswith(kept))
-        }
-        absent |= self._family.encoder_stand_ins(directory)
-        try:
-            self._pipeline = getattr(diffusers, name).from_pretrained(
-                directory, torch_dtype=dtype, use_safetensors=True, **absent
-            )
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BadInputError(
-                f"spec.teacher.uri: the text encoders in {directory} cannot be loaded ({reason}); the pipeline needs "
-                "its tokenizer and text encoder folders"
-            ) from error
+        parts: dict[str, Any] = dict(absent_parts(index))
+        for part, (library, class_name) in parts_of(index).items():
+            if part.startswith("text_encoder"):
+                options = {"device_map": META} if device.type == META else {}
+                kind = part_class(directory, part, library, class_name)
+                parts[part] = load_part(directory, part, kind, dtype=dtype, **options)
+            elif not part.startswith(kept):
+                parts[part] = None
+        with reading(f"{FIELD}: {directory}: its tokenizers and text encoders cannot be loaded", SAVE_AGAIN):
+            parts |= self._family.encoder_stand_ins(directory)
+            self._pipeline = getattr(diffusers, name).from_pretrained(directory, **parts)
         self._device = device
         for part, module in self._pipeline.components.items():
             if part.startswith("text_encoder") and module is not None:
