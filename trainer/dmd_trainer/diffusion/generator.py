@@ -1,5 +1,6 @@
 """The generator: the teacher's network, called at one noise level, or at a few (DMD2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +29,12 @@ class Generator:
     Attributes:
         denoiser: the trainable copy of the teacher behind the teacher's preconditioning.
         timesteps: the indices of the noise levels in the teacher's schedule, noisiest first.
+        fresh_noise: the noise that is added before a step, from the first noise and the step's name.
     """
 
     denoiser: Denoiser
     timesteps: tuple[int, ...]
+    fresh_noise: Callable[[Tensor, str], Tensor] = further_noise
 
     def __call__(self, noise: Tensor, condition: Condition) -> Tensor:
         """Images or latents [B, C, H, W] from unit-variance noise [B, C, H, W], by all steps."""
@@ -48,7 +51,7 @@ class Generator:
         x_t = noise * scale
         for number in range(step):
             level = schedule.at(self._index(noise, number + 1))
-            x_t = add_noise(self.step(x_t, condition, number), further_noise(noise, f"step {number + 1}"), level)
+            x_t = add_noise(self.step(x_t, condition, number), self.fresh_noise(noise, f"step {number + 1}"), level)
         return x_t
 
     def step(self, x_t: Tensor, condition: Condition, step: int) -> Tensor:
