@@ -118,9 +118,10 @@ class RealImages:
         indices = torch.tensor(self.images.spread())
         for chunk in indices.split(CHECKED_AT_ONCE):
             rows = self.images.read(chunk.tolist(), self._prepare)
-            for label in {row[1] for row in rows if row is not None and self.images.labelled}:
-                self._label(label)
-        self.at(indices[:1])
+            for sample, label in (row for row in rows if row is not None):
+                self._check_shape(sample)
+                if self.images.labelled:
+                    self._label(label)
 
     def _prepare(self, picture: Image.Image) -> Image.Image:
         """The largest centred part of the image's proportions, resized: bicubic, antialiased."""
@@ -130,11 +131,15 @@ class RealImages:
 
     def _sample(self, sample: Tensor) -> Tensor:
         """A picture or tensor [C, H, W] in the teacher's space; each alone, so that batches do not change it."""
-        teacher = self._teacher
-        if tuple(sample.shape) == teacher.sample_shape:
+        self._check_shape(sample)
+        if tuple(sample.shape) == self._teacher.sample_shape:
             return sample.to(self._device)
-        if tuple(sample.shape) == teacher.image_shape:
-            return teacher.autoencoder.encode(sample[None].to(self._device))[0].float()
+        return self._teacher.autoencoder.encode(sample[None].to(self._device))[0].float()
+
+    def _check_shape(self, sample: Tensor) -> None:
+        teacher = self._teacher
+        if tuple(sample.shape) in (teacher.sample_shape, teacher.image_shape):
+            return
         found, wanted = ("x".join(map(str, shape)) for shape in (sample.shape, teacher.sample_shape))
         raise BadInputError(
             f"{self.images.field}: {self.images.uri}: a sample is {found}, but the teacher denoises {wanted}; "

@@ -2,17 +2,25 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dmd_api.errors import BadInputError
+from dmd_api.errors import BadInputError, reading
 from dmd_api.spec import Location
 from dmd_trainer.runtime.fetch import local_path
 
 
-def read_initial_weights(location: Location | None, field: str, scratch: Path) -> dict[str, Tensor] | None:
+def read_initial_weights(
+    location: Location | None, field: str, scratch: Path, device: torch.device | None = None
+) -> dict[str, Tensor] | None:
     """The state dict that `spec.method.initFrom.FIELD` names: a .safetensors file, or a pipeline's folder.
+
+    Args:
+        location: the manifest's.
+        field: its name, for messages.
+        scratch: where it is copied to when it is remote.
+        device: the meta device, if only names and shapes are wanted; otherwise the CPU.
 
     Raises:
         BadInputError: there are no weights.
@@ -27,10 +35,9 @@ def read_initial_weights(location: Location | None, field: str, scratch: Path) -
             raise BadInputError(
                 f"spec.method.initFrom.{field}: {location.uri}: no .safetensors in it; name an earlier run's weights"
             )
-    try:
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise BadInputError(f"spec.method.initFrom.{field}: {location.uri} cannot be loaded ({error})") from error
+    what = f"spec.method.initFrom.{field}: {location.uri} cannot be loaded"
+    with reading(what, "name the .safetensors of an earlier run"):
+        return {name: tensor for file in files for name, tensor in load_file(file, device=str(device or "cpu")).items()}
 
 
 def _network_files(folder: Path) -> list[Path]:

@@ -147,7 +147,7 @@ def load_teacher(
         num_class_embeds=classes if getattr(network, "class_embedding", None) is not None else None,
         digest="" if empty else _digest(directory),
         autoencoder=autoencoder.to(on),
-        offloaded=offload,
+        offloaded=offload and not empty,
     )
 
 

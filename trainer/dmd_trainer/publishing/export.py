@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dmd_api.spec import Lora, Method
 from dmd_trainer.families.networks import ship_code
+from dmd_trainer.families.parts import check_parts
 from dmd_trainer.families.table import EXPORTED
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.adapters import merged, save_lora
@@ -22,8 +23,11 @@ def check_exportable(teacher: Teacher, method: Method) -> None:
     """Says before training what could not be exported after it.
 
     Raises:
-        BadInputError: no stock pipeline calls such a network.
+        BadInputError: no stock pipeline calls such a network, or a part of the teacher's that the export has is missing
+            or does not load.
     """
+    if teacher.takes_text:  # others export their network alone
+        check_parts(teacher.directory, {teacher.family.part: teacher.denoiser.network})
     teacher.family.check_exportable(teacher.denoiser.prediction, teacher.num_class_embeds, method)
 
 
