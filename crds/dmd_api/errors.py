@@ -88,6 +88,21 @@ def reading(what: str, remedy: str) -> Iterator[None]:
         raise BadInputError(f"{what} ({first_line(error)}); {remedy}") from error
 
 
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Adds the manifest's field to errors about what a user gave that name none; also a decorator.
+
+    Raises:
+        BadInputError: as it was raised, its message beginning with the field.
+    """
+    try:
+        yield
+    except BadInputError as error:
+        if error.message.startswith("spec."):
+            raise
+        raise type(error)(f"{field}: {error.message}") from error
+
+
 def first_line(error: BaseException) -> str:
     """An error's kind and the first line of its text, which may have none."""
     lines = str(error).strip().splitlines()

@@ -3,10 +3,14 @@
 import difflib
 from dataclasses import dataclass
 
+from dmd_api.paths import check_path
+
 READABLE_SCHEMES = ("hf", "s3", "models", "pvc", "file", "builtin")
 """The sources of teachers, data and networks; `builtin://` names what ships with the trainer."""
 STORAGE_SCHEMES = ("s3", "pvc", "file")
 TRACKING_SCHEMES = ("http", "https", "sqlite", "file")
+RELATIVE_SCHEMES = ("hf", "s3", "models", "pvc", "builtin")
+"""The schemes whose paths count from a place that they must not leave: a claim, a bucket, what ships."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ def parse_uri(text: str, schemes: tuple[str, ...] = READABLE_SCHEMES) -> Uri:
         schemes: the schemes that fit here.
 
     Raises:
-        ValueError: it has no scheme, one that does not fit, or nothing behind it.
+        ValueError: it has no scheme, one that does not fit, nothing behind it, or a path that may lead elsewhere.
     """
     scheme, separator, path = text.partition(":/")
     known = ", ".join("models:/" if s == "models" else f"{s}://" for s in schemes)
@@ -38,4 +42,6 @@ def parse_uri(text: str, schemes: tuple[str, ...] = READABLE_SCHEMES) -> Uri:
     path = path.removeprefix("/")
     if not path.strip("/"):
         raise ValueError(f"{text!r} names nothing behind its scheme")
+    if scheme in RELATIVE_SCHEMES:
+        check_path(path.rstrip("/"))
     return Uri(scheme, path)

@@ -1,18 +1,26 @@
 """Checkpoints: the newest intact one is found, damaged and half-written ones are named and skipped."""
 
 import copy
+import dataclasses
+import hashlib
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from dmd_api.errors import InfrastructureError
 from dmd_api.loading import parse_manifest
 from dmd_api.stages import Stage
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.storage import FileStorage
+from dmd_trainer.training.checkpoint_reader import read_index
 from dmd_trainer.training.checkpoints import Checkpointer
 from tests.conftest import MANIFEST
 
@@ -148,3 +156,85 @@ def test_a_checkpoint_that_cannot_be_written_says_so(tmp_path: Path, messages: l
     saving.save(state(1.0), 1, {})
     with pytest.raises(InfrastructureError, match="storage"):
         saving.wait()
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return Path.touch, (self.marker,)
+
+
+def replace_index(folder: Path, change: Callable[[Any], Any]) -> Path:
+    """Changes the newest checkpoint's index, and its hash; returns the checkpoint."""
+    newest = folder / "storage" / "checkpoints" / "step-000020-attempt-1"
+    index = pickle.loads((newest / ".metadata").read_bytes())
+    (newest / ".metadata").write_bytes(pickle.dumps(change(index)))
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"][".metadata"] = hashlib.sha256((newest / ".metadata").read_bytes()).hexdigest()
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    return newest
+
+
+def as_bytes(index: Any) -> Any:
+    """Says that a tensor is a pickled object, which torch's own planner would unpickle."""
+    index.state_dict_metadata = dict.fromkeys(index.state_dict_metadata, BytesStorageMetadata())
+    return index
+
+
+def elsewhere(name: str) -> Callable[[Any], Any]:
+    """Says that the tensors are in another file."""
+
+    def change(index: Any) -> Any:
+        for place in index.storage_data.values():
+            place.relative_path = name
+        return index
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda index: Payload(Path("it-was-run")), "pathlib.Path.touch, which was not run"),
+        (
+            lambda index: dataclasses.replace(index, planner_data=Payload(Path("it-was-run"))),
+            "pathlib.Path.touch, which was not",
+        ),
+        (as_bytes, "BytesStorageMetadata, which was not run"),
+        (elsewhere("/etc/hostname"), "not a path below a folder"),
+        (elsewhere("../step-000010-attempt-1/__0_0.distcp"), "not a path below a folder"),
+        (elsewhere("other.distcp"), "other.distcp is missing"),
+        (lambda index: {"a": 1}, "no attribute 'storage_data'"),
+    ],
+)
+def test_an_index_is_data(
+    change: Callable[[Any], Any], reason: str, tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path, messages, [10, 20])
+    newest = replace_index(tmp_path, change)
+    torch.save(Payload(Path("it-was-run")), newest / "__0_0.distcp")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"]["__0_0.distcp"] = hashlib.sha256((newest / "__0_0.distcp").read_bytes()).hexdigest()
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    found, values = load(tmp_path, messages)
+    assert found is not None
+    assert found["step"] == 10
+    assert torch.equal(values["network"]["weight"], torch.full((3, 2), 10.0))
+    (message,) = messages
+    assert "step-000020-attempt-1 is skipped" in message
+    assert reason in message
+    assert not Path("it-was-run").exists()
+
+
+def test_an_index_with_all_kinds_of_tensors_is_read(tmp_path: Path) -> None:
+    """Element types, layouts and memory formats are names in it, and where it was written to is one of its values."""
+    kinds = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool]
+    content = {f"of {kind}": torch.zeros(2, 3, 4, 4, dtype=kind) for kind in kinds}
+    content["last"] = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    dcp_save({"network": content}, storage_writer=FileSystemWriter(tmp_path), no_dist=True)
+    assert read_index(tmp_path).state_dict_metadata.keys() == {f"network.{name}" for name in content}

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from xml.sax.saxutils import escape
 
 import pytest
 
+from dmd_api.errors import BadInputError
+from dmd_trainer.data.files import find_files
 from dmd_trainer.runtime import fetch
 from dmd_trainer.runtime.fetch import local_path
 from dmd_trainer.runtime.storage import FileStorage, Storage
@@ -168,3 +171,85 @@ def test_of_a_pipeline_what_diffusers_loads_is_downloaded_once_a_node(tmp_path: 
         found = {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
         assert found == expected
     assert downloads == dict.fromkeys([*PIPELINE, *OTHER], 1)
+
+
+@contextmanager
+def bucket(*keys: str) -> Iterator[str]:
+    """An S3 server that lists these keys, as a real one lists whatever was put there; yields its URL."""
+
+    class Bucket(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(b"content")
+
+        def do_GET(self) -> None:
+            if "list-type" not in self.path:
+                return self.answer(b"content")
+            items = "".join(f"<Contents><Key>{escape(key)}</Key><Size>7</Size></Contents>" for key in keys)
+            return self.answer(f"<ListBucketResult><Name>b</Name>{items}</ListBucketResult>".encode())
+
+        def answer(self, content: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", '"e"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def read_images(uri: str, scratch: Path) -> None:
+    files = find_files(uri, scratch, lambda name: True)
+    for key in files.keys:
+        files.fetch(key)
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+
+
+@pytest.mark.parametrize("read", [local_path, read_images])
+@pytest.mark.parametrize(
+    "key", ["//absolute.png", "../up.png", "a/../../../up.png", "a//b.png", "./b.png", "a\\..\\b.png", "a/./b.png"]
+)
+def test_no_key_is_written_outside_its_folder(
+    key: str, read: Callable[[str, Path], object], credentials: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = key.replace("//absolute", f"/{tmp_path}/absolute")
+    scratch = tmp_path / "scratch"
+    with bucket("data/a.png", f"data/{key}") as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(BadInputError, match=r"s3://b/data: .*(segment|backslash)"):
+            read("s3://b/data", scratch)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_marks_a_folder_in_a_bucket_is_no_file(
+    credentials: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with bucket("data/", "data/a/", "data/a/b.png") as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        folder = local_path("s3://b/data", tmp_path)
+    assert [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] == ["a/b.png"]
+
+
+def test_a_claim_is_not_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fetch, "CLAIMS", tmp_path / "claims")
+    (tmp_path / "claims" / "mine").mkdir(parents=True)
+    (tmp_path / "claims" / "other").mkdir()
+    (tmp_path / "claims" / "mine" / "link").symlink_to("../other")
+    (tmp_path / "claims" / "mine" / "data").mkdir()
+    assert local_path("pvc://mine/data", tmp_path) == tmp_path / "claims" / "mine" / "data"
+    with pytest.raises(BadInputError, match="leads out of the claim"):
+        local_path("pvc://mine/link", tmp_path)

@@ -1,11 +1,12 @@
 """Storage on disk and on a real S3 server."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,45 @@ def test_what_is_written_is_read_listed_and_deleted(storage: Storage, tmp_path: 
     with pytest.raises(KeyNotFoundError):
         storage.download("a/b.json", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("key", ["../up", "/absolute", "a/../../up", "a//b", "./a", "a\\b", "a\0b", ""])
+def test_a_key_that_leads_elsewhere_is_refused(storage: Storage, key: str, tmp_path: Path) -> None:
+    actions: list[Callable[[], object]] = [
+        lambda: storage.read(key),
+        lambda: storage.write(key, b"x"),
+        lambda: storage.upload(Path(__file__), key),
+        lambda: storage.download(key, tmp_path / "copy"),
+        lambda: storage.exists(key),
+    ]
+    for action in actions:
+        with pytest.raises(BadInputError, match=r"segment|backslash") as caught:
+            action()
+        assert not isinstance(caught.value, KeyNotFoundError)
+
+
+@pytest.mark.timeout(60)
+def test_only_regular_files_of_the_folder_are_read(tmp_path: Path) -> None:
+    whole = open_storage(f"file://{tmp_path}/runs")
+    storage = whole.sub("run")
+    storage.write("a/own", b"own")
+    folder = tmp_path / "runs" / "run"
+    (tmp_path / "secret").write_text("token")
+    (folder / "report.json").symlink_to(tmp_path / "secret")
+    (folder / "checkpoints").symlink_to(tmp_path)
+    (folder / "link").symlink_to("a/own")
+    os.mkfifo(folder / "history.json")
+    for key in ("report.json", "checkpoints/secret", "history.json"):
+        for action in (storage.read, storage.exists, lambda key: storage.download(key, tmp_path / "copy")):
+            with pytest.raises(BadInputError, match="no regular file of the storage"):
+                action(key)
+        with pytest.raises(BadInputError, match="no regular file of the storage"):
+            storage.write(key, b"x")
+    assert (tmp_path / "secret").read_text() == "token"
+    assert storage.read("link") == b"own"
+    (tmp_path / "runs" / "elsewhere").symlink_to(tmp_path)
+    with pytest.raises(BadInputError, match="no regular file of the storage"):
+        whole.sub("elsewhere").read("secret")
 
 
 def test_a_large_file_travels_in_parts(storage: Storage, tmp_path: Path) -> None:

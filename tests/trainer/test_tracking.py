@@ -1,5 +1,6 @@
 """Tracking against a real MLflow server that comes and goes."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dmd_api.errors import InterruptedRunError, TrainingDivergedError
+from dmd_api.errors import BadInputError, InterruptedRunError, TrainingDivergedError
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, mlflow_client
+from dmd_trainer.tracking.spool import Spool
 from dmd_trainer.tracking.tracker import UNSENT, Tracker, parameters
 from dmdctl.local.local_runner import free_port
 from tests.servers import Server, start_mlflow
@@ -94,6 +96,36 @@ def test_what_was_not_sent_is_sent_by_the_next_tracker(
     assert run_id is not None
     (metric,) = mlflow_client(database).get_metric_history(run_id, "loss")
     assert (metric.step, metric.value) == (7, 1.0)
+
+
+def test_a_record_from_storage_names_no_file_of_the_machine(database: str, tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path / "storage")
+    secret = tmp_path / "secret"
+    secret.write_text("token")
+    foreign = [
+        {"kind": "artifact", "file": str(secret), "name": "stolen.txt", "time": 1},
+        {"kind": "image", "file": str(secret), "key": "stolen", "step": 0, "time": 1},
+        ["metrics"],
+        {"kind": "metrics"},
+    ]
+    own = {"kind": "metrics", "values": {"loss": 1.0}, "step": 7, "time": 1}
+    storage.write(UNSENT, "\n".join([*map(json.dumps, [*foreign, own]), "{half a"]).encode())
+    tracking = Tracker(TrackedRun(database, "tests", "run", "foreign"), tmp_path / "spool", storage)
+    assert tracking.flush(60)
+    run_id = tracking.run_id
+    tracking.close()
+    assert run_id is not None
+    assert secret.read_text() == "token"
+    assert mlflow_client(database).list_artifacts(run_id) == []
+    assert [m.step for m in mlflow_client(database).get_metric_history(run_id, "loss")] == [7]
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "a/../../secret"])
+def test_a_spool_keeps_to_its_folder(name: str, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    assert spool.kept(spool.keep(b"content")).read_bytes() == b"content"
+    with pytest.raises(BadInputError, match="segment"):
+        spool.kept(name)
 
 
 def test_stages_of_one_run_share_one_mlflow_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dmd_api.errors import BadInputError
+from dmd_api.paths import below
 from dmd_trainer.evaluation.pictures import image_grid
 from dmdctl.local.run import RUNS
 from dmdctl.quiet import quiet_libraries
@@ -89,16 +90,20 @@ def benchmark_model(model: str, batch_size: int, precision: str | None, tracking
 
 
 class _Generator:
-    """The pyfunc's own class over a pipeline: the same code answers here and behind `mlflow models serve`."""
+    """The pyfunc's own class over a pipeline: the same code answers here and behind `mlflow models serve`.
+
+    Unlike there, no code that comes with the model is run.
+    """
 
     def __init__(self, pipeline: Path, arguments: dict[str, Any]) -> None:
         from mlflow.pyfunc.model import PythonModelContext
 
+        from dmd_trainer.families.pipelines import load_pipeline
         from dmd_trainer.publishing.pyfunc import GeneratorModel
 
         self._model = GeneratorModel()
         self._context = PythonModelContext({"pipeline": str(pipeline)}, arguments)
-        self._model.load_context(self._context)
+        self._model.use(load_pipeline(pipeline), arguments)
         self.pipeline = parts = self._model.pipeline
         self.arguments = self._model.arguments
         self.takes_text = "tokenizer" in parts.components
@@ -116,6 +121,7 @@ class _Generator:
 
 def _load(model: str, tracking: str | None) -> _Generator:
     from dmd_trainer.publishing.export import call_arguments, exported_steps
+    from dmd_trainer.runtime.sources import check_source
 
     folder = Path(model)
     if not model.startswith("models:/"):
@@ -123,10 +129,10 @@ def _load(model: str, tracking: str | None) -> _Generator:
             raise BadInputError(
                 f"{model}: is no diffusers pipeline's folder; give one, or models:/NAME@ALIAS or models:/NAME/VERSION"
             )
-        import json
+        from dmd_trainer.families.pipelines import read_index
 
-        name = json.loads((folder / "model_index.json").read_text()).get("_class_name", "")
-        return _Generator(folder, call_arguments(name, exported_steps(folder)))
+        check_source(folder, model)
+        return _Generator(folder, call_arguments(read_index(folder)["_class_name"], exported_steps(folder)))
 
     import mlflow
     import yaml
@@ -148,10 +154,12 @@ def _load(model: str, tracking: str | None) -> _Generator:
         raise BadInputError(
             f"{model}: cannot be loaded from {uri} ({reason}); check the name and --tracking"
         ) from error
+    check_source(local, model)
     flavor = yaml.safe_load((local / "MLmodel").read_text())["flavors"]["python_function"]
     if "pipeline" not in (flavor.get("artifacts") or {}):
         raise BadInputError(f"{model}: is not a generator that dmd-operator registered")
-    return _Generator(local / flavor["artifacts"]["pipeline"]["path"], flavor.get("config") or {})
+    pipeline = below(local, flavor["artifacts"]["pipeline"]["path"], f"{model}: MLmodel")
+    return _Generator(pipeline, flavor.get("config") or {})
 
 
 def _labels(text: str | None) -> list[int]:

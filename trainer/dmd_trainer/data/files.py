@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dmd_api.paths import below
 from dmd_trainer.runtime.fetch import local_path
 from dmd_trainer.runtime.storage import open_storage
 
@@ -41,10 +42,7 @@ def find_files(uri: str, scratch: Path, wanted: Callable[[str], bool]) -> Files:
 def _local_files(uri: str, scratch: Path, wanted: Callable[[str], bool]) -> Files:
     path = local_path(uri, scratch)
     root = path if path.is_dir() else path.parent
-    # Links are followed: data sets often are folders of links.
-    found = (
-        [Path(at) / n for at, _, names in os.walk(root, followlinks=True) for n in names] if path.is_dir() else [path]
-    )
+    found = [Path(at) / n for at, _, names in os.walk(root) for n in names] if path.is_dir() else [path]
     keys = tuple(sorted(p.relative_to(root).as_posix() for p in found if wanted(p.name)))
     sizes = [(root / key).stat().st_size for key in keys]
     identity = _identity(uri, list(zip(keys, sizes, strict=True)))
@@ -61,9 +59,10 @@ def _stored_files(uri: str, scratch: Path, wanted: Callable[[str], bool]) -> Fil
     known = tuple(key for key in keys if wanted(key))
     identity = _identity(uri, list(known))
     folder = scratch / f"images-{identity}"
+    paths = {key: below(folder, key, uri) for key in known}
 
     def fetch(key: str) -> Path:
-        path = folder / key
+        path = paths[key]
         if not path.exists():
             storage.download(key, path)
         return path

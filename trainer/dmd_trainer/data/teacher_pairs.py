@@ -14,7 +14,7 @@ from dmd_trainer.data.pairs import (
     write_shard,
 )
 from dmd_trainer.diffusion.solvers import teacher_solver
-from dmd_trainer.distributed.collectives import barrier, broadcast_object, local_rank
+from dmd_trainer.distributed.collectives import barrier, broadcast_json, local_rank
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.runtime.context import StageContext
 
@@ -65,7 +65,7 @@ def read_pairs(context: StageContext, teacher: Teacher, conditions: Conditions) 
 
     def fetch() -> list[int]:
         damaged = download_shards(context.storage, regression.pairs, folder) if local_rank() == 0 else []
-        return broadcast_object(damaged)
+        return broadcast_json(damaged)
 
     if damaged := fetch():
         if context.rank == 0:

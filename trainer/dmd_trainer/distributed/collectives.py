@@ -1,9 +1,10 @@
 """What the ranks of a stage agree on, and how their gradients are averaged."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -52,13 +53,45 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast_object(value: T) -> T:
-    """Rank 0's `value`, on every rank."""
+def broadcast_json(value: T) -> T:
+    """Rank 0's `value`, on every rank: JSON's values, since a pickle from another machine would be run here."""
     if not dist.is_initialized():
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    content = json.dumps(value).encode() if dist.get_rank() == 0 else b""
+    size = torch.tensor(len(content))
+    dist.broadcast(size, src=0)
+    data = _bytes(content, int(size))
+    dist.broadcast(data, src=0)
+    return cast("T", json.loads(data.numpy().tobytes()))
+
+
+def gather_json(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Every rank's `value`, on every rank, by their numbers: JSON's values.
+
+    Args:
+        value: this rank's.
+        group: the ranks. Default: all of them.
+    """
+    if not dist.is_initialized():
+        return [value]
+    content = json.dumps(value).encode()
+    sizes = [int(size) for size in gather(torch.tensor(len(content)), group)]
+    parts = gather(_bytes(content, max(sizes)), group)
+    return [json.loads(part[:size].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
+
+
+def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
+    """Every rank's tensor, on every rank, by their numbers; all are of one shape and dtype, on the CPU."""
+    if not dist.is_initialized():
+        return [tensor]
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, tensor.contiguous(), group=group)
+    return parts
+
+
+def _bytes(content: bytes, size: int) -> Tensor:
+    """`content` as a tensor of `size` bytes, zeros at its end."""
+    return torch.frombuffer(bytearray(content.ljust(size, b"\0")), dtype=torch.uint8)
 
 
 def any_rank(flag: bool) -> bool:

@@ -11,6 +11,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.spec import Regression
 from dmd_trainer.dmd.losses import l2_regression_loss
 from dmd_trainer.families.autoencoder import Pixels
+from dmd_trainer.families.weights import read_weights
 
 LPIPS_SIZE = 64
 """Images smaller than this are enlarged for LPIPS: VGG halves them four times."""
@@ -52,9 +53,12 @@ class LPIPSLoss(nn.Module):
         super().__init__()
         import lpips
 
+        try:
+            state = read_weights(weights)
+        except ValueError as error:
+            raise BadInputError(f"spec.method.regression.features.uri: {uri} cannot be loaded ({error})") from error
         # pnet_rand: the backbone is not downloaded; the linear layers come with the package.
         self.distance = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-        state = _load(weights, uri)
         slices = self.distance.net
         for name in ("slice1", "slice2", "slice3", "slice4", "slice5"):
             for index, layer in getattr(slices, name).named_children():
@@ -80,18 +84,3 @@ def _enlarge(images: Tensor) -> Tensor:
         return images
     scale = LPIPS_SIZE / min(images.shape[-2:])
     return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
-
-
-def _load(path: Path, uri: str) -> dict[str, Tensor]:
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise BadInputError(f"spec.method.regression.features.uri: {uri} cannot be loaded ({error})") from error

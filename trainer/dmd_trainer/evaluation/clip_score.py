@@ -32,13 +32,14 @@ class ClipScore(nn.Module):
 
     def __init__(self, folder: Path, prefix: str = PREFIX) -> None:
         super().__init__()
-        from transformers import AutoTokenizer
+        from transformers import CLIPTokenizer
 
         self.digest, self.prefix = f"{clip_digest(folder)}:{prefix}", prefix
         self.model, self._processor = load_clip(folder, FIELD)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, TypeError) as error:
+            # Not AutoTokenizer, which takes the class that the folder names.
+            self._tokenizer = CLIPTokenizer.from_pretrained(folder)
+        except Exception as error:  # transformers raises nearly anything at what it cannot load
             raise BadInputError(f"{FIELD}: {folder} has no tokenizer; save the CLIP with its processor") from error
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

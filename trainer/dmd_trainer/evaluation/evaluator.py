@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dmd_trainer.conditions.base import Conditions
-from dmd_trainer.distributed.collectives import barrier, broadcast_object
+from dmd_trainer.distributed.collectives import barrier, broadcast_json
 from dmd_trainer.evaluation.clip_score import wanted_clip_score
 from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.measure import Measured, Sampler, Samples, measure, score
@@ -65,7 +65,7 @@ class Evaluator:
 
         def scores(sampler: Sampler) -> dict[str, float]:
             measured = measure(sampler, self.extractor, self.samples)
-            return broadcast_object(score(measured, real, wanted) if real is not None else {})
+            return broadcast_json(score(measured, real, wanted) if real is not None else {})
 
         return scores
 
@@ -101,7 +101,7 @@ class Evaluator:
             "weights": spec.teacher.weights,
         }
         key = f"cache/teacher-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}.safetensors"
-        if broadcast_object(cache.exists(key)):
+        if broadcast_json(cache.exists(key)):
             tensors = load(cache.read(key))
             self.context.progress.advance(samples.count)
             return Measured(tensors["features"], tensors.get("correct"), tensors.get("clip_scores"))

@@ -4,14 +4,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.conditions.embeddings import PromptConditions
 from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.diffusion.randomness import KeyedRandom
-from dmd_trainer.distributed.collectives import rank_and_world_size
+from dmd_trainer.distributed.collectives import gather, rank_and_world_size
 from dmd_trainer.evaluation import metrics
 from dmd_trainer.evaluation.clip_score import ClipScore
 from dmd_trainer.evaluation.features import FeatureExtractor
@@ -88,26 +87,28 @@ def measure(
     for turn in range(-(-len(starts) // world_size)):
         start = mine[turn] if turn < len(mine) else starts[0]
         indices = range(start, min(start + samples.batch_size, samples.count))
-        batch = _measure_batch(sampler, extractor, samples, indices)
-        if turn < len(mine):
-            found.append(batch)
+        found.append(_measure_batch(sampler, extractor, samples, indices))
         on_batch(len(indices) * world_size)
-    parts = [found]
-    if world_size > 1:
-        parts = [[] for _ in range(world_size)]
-        dist.all_gather_object(parts, found)
-    # Batch i was rank i mod N's: taking turns restores the global order.
-    ordered = [batches[turn] for turn in range(len(starts)) for batches in parts if turn < len(batches)]
-    return Measured(
-        torch.cat([batch.features for batch in ordered]),
-        _joined([batch.correct for batch in ordered]),
-        _joined([batch.clip_scores for batch in ordered]),
-    )
+
+    def joined(parts: list[Tensor | None]) -> Tensor | None:
+        known = [part for part in parts if part is not None]
+        return _in_order(known, samples) if known else None
+
+    features = joined([batch.features for batch in found])
+    assert features is not None
+    return Measured(features, joined([b.correct for b in found]), joined([b.clip_scores for b in found]))
 
 
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    known = [part for part in parts if part is not None]
-    return torch.cat(known) if known else None
+def _in_order(batches: list[Tensor], samples: Samples) -> Tensor:
+    """All ranks' rows [N, ...] in global order, of this rank's batches; batch i was rank i mod N's.
+
+    A rank without a batch in the last turn has measured one all the same, which comes after the others' and is cut off.
+    """
+    # Collectives want one shape: only the last of all batches may be shorter.
+    rows = batches[0].new_zeros(len(batches), samples.batch_size, *batches[0].shape[1:])
+    for turn, batch in enumerate(batches):
+        rows[turn, : len(batch)] = batch
+    return torch.stack(gather(rows), dim=1).flatten(0, 2)[: samples.count]  # of [turns, ranks, batch size, ...]
 
 
 def _measure_batch(sampler: Sampler, extractor: FeatureExtractor, samples: Samples, indices: range) -> Measured:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dmd_api.errors import BadInputError, reading
 from dmd_api.spec import Location
+from dmd_trainer.families.weights import read_weights
 from dmd_trainer.runtime.fetch import local_path
 
 
@@ -37,7 +37,7 @@ def read_initial_weights(
             )
     what = f"spec.method.initFrom.{field}: {location.uri} cannot be loaded"
     with reading(what, "name the .safetensors of an earlier run"):
-        return {name: tensor for file in files for name, tensor in load_file(file, device=str(device or "cpu")).items()}
+        return {name: tensor for file in files for name, tensor in read_weights(file, device).items()}
 
 
 def _network_files(folder: Path) -> list[Path]:

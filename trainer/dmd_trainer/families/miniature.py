@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from dmd_trainer.families.family import GROUPS, WIDTH, Family
 from dmd_trainer.families.networks import ship_code
-from dmd_trainer.families.parts import part_class, part_config, parts_of, read_index
+from dmd_trainer.families.parts import part_class, part_config
+from dmd_trainer.families.pipelines import present_parts, read_index
 from dmd_trainer.families.shrinking import small_decoder
 from dmd_trainer.runtime.fetch import ABOUT
 
@@ -44,7 +45,7 @@ def save_miniature(directory: Path, family: Family, folder: Path) -> None:
     torch.manual_seed(0)
     for name in (path.name for pattern in ABOUT for path in directory.glob(pattern)):
         _copy(directory / name, folder / name)
-    for part, (library, class_name) in parts_of(read_index(directory)).items():
+    for part, (library, class_name) in present_parts(read_index(directory)).items():
         build = _builder(directory, family, part, library, class_name)
         if build is None:
             _copy(directory / part, folder / part)
@@ -62,7 +63,7 @@ def _builder(
     if part == family.part:
         config = part_config(directory, part)
         return lambda: family.network_class(config).from_config(family.shrink(config, WIDTH))
-    kind = part_class(directory, part, library, class_name)
+    kind = part_class(library, class_name)
     if not issubclass(kind, torch.nn.Module):
         return None
     if part == "vae":

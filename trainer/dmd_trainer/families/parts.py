@@ -1,15 +1,12 @@
 """Loads the parts of a pipeline, each by its own library, and refuses weights that are not those of its network."""
 
-import json
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from dmd_api.errors import BadInputError, reading
+from dmd_trainer.families.pipelines import SAVE_AGAIN, load_pipeline, present_parts, read_index, read_json
 
-FIELD = "spec.teacher.uri"
-SAVE_AGAIN = "save the pipeline again with save_pretrained(..., safe_serialization=True)"
 META = "meta"
 """The device where weights have names, dtypes and shapes only: loading them there reads the files' headers alone."""
 SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
@@ -21,48 +18,10 @@ SHOWN = 3
 """Names of weights in a message."""
 
 
-def read_json(path: Path, otherwise: str = "the teacher is not complete") -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        BadInputError: it is missing (and `otherwise` says what that means), or holds something else.
-    """
-    with reading(f"{FIELD}: {path} cannot be read", SAVE_AGAIN):
-        if not path.exists():
-            raise BadInputError(f"{FIELD}: {path} is missing: {otherwise}; save one with save_pretrained")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise BadInputError(f"{FIELD}: {path} is not a JSON object; {SAVE_AGAIN}")
-        return content
-
-
-def read_index(directory: Path) -> dict[str, Any]:
-    """The `model_index.json` of a pipeline.
-
-    Raises:
-        BadInputError: there is none.
-    """
-    return read_json(directory / "model_index.json", "the teacher is not a diffusers pipeline")
-
-
-def parts_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The library and the class of each part that a pipeline has."""
-    return {
-        name: (value[0], value[1])
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)
-    }
-
-
-def absent_parts(index: Mapping[str, Any]) -> dict[str, None]:
-    """The parts that a pipeline was saved without, as its `from_pretrained` has to be told of them."""
-    return {name: None for name, value in index.items() if isinstance(value, list) and value[:1] == [None]}
-
-
-def part_config(directory: Path, part: str, file: str = "config.json", otherwise: str = "") -> dict[str, Any]:
+def part_config(directory: Path, part: str, file: str = "config.json") -> dict[str, Any]:
     """A part's configuration, its class as the pipeline's index has it: that is the one that diffusers makes."""
-    config = read_json(directory / part / file, otherwise or f"the teacher has no {part}/")
-    named = parts_of(read_index(directory)).get(part)
+    config = read_json(directory / part / file, f"the pipeline has no {part}/")
+    named = present_parts(read_index(directory)).get(part)
     return config if named is None else config | {"_class_name": named[1]}
 
 
@@ -82,7 +41,7 @@ def load_part(directory: Path, part: str, kind: Any, **options: Any) -> Any:
     from transformers import PreTrainedModel
 
     folder = directory / part
-    what = f"{FIELD}: {folder}: the weights cannot be loaded"
+    what = f"{folder}: the weights cannot be loaded"
     stored = sorted(path.name for path in folder.glob("*") if path.suffix in OTHER_WEIGHTS)
     if not any(folder.glob("*.safetensors")):
         found = f"only {', '.join(stored)}" if stored else "no weights"
@@ -109,45 +68,34 @@ def check_parts(directory: Path, given: Mapping[str, Any]) -> None:
     Raises:
         BadInputError: a part is missing, of a class not known here, or does not load.
     """
-    import diffusers
     from torch import nn
 
     index = read_index(directory)
-    parts: dict[str, Any] = {**absent_parts(index), **given}
-    for name, (library, class_name) in parts_of(index).items():
+    parts = dict(given)
+    for name, (library, class_name) in present_parts(index).items():
         if name in parts:
             continue
         if not (directory / name).is_dir():
             raise BadInputError(
-                f"{FIELD}: {directory}/{name} is missing: model_index.json names it, and the export loads it; add the "
+                f"{directory}/{name} is missing: model_index.json names it, and the export loads it; add the "
                 f'folder, or write "{name}": [null, null] there'
             )
-        kind = part_class(directory, name, library, class_name)
+        kind = part_class(library, class_name)
         if issubclass(kind, nn.Module):
             parts[name] = load_part(directory, name, kind, device_map=META)
         else:
-            with reading(f"{FIELD}: {directory}/{name} cannot be loaded", SAVE_AGAIN):
+            with reading(f"{directory}/{name} cannot be loaded", SAVE_AGAIN):
                 parts[name] = kind.from_pretrained(directory / name)
-    with reading(f"{FIELD}: {directory}: its parts do not make a pipeline", SAVE_AGAIN):
-        getattr(diffusers, index["_class_name"]).from_pretrained(directory, **parts)
+    load_pipeline(directory, **parts)
 
 
-def part_class(directory: Path, part: str, library: str, name: str) -> Any:
-    """The class that a pipeline's index names for a part: diffusers', one of its pipelines' own, or transformers'.
-
-    Raises:
-        BadInputError: there is none.
-    """
+def part_class(library: str, name: str) -> Any:
+    """The class that a pipeline's index names for a part, which `read_index` knows."""
     import diffusers
+    import transformers
 
-    module = import_module(library) if library in {"diffusers", "transformers"} else None
-    kind = getattr(module or getattr(diffusers.pipelines, library, None), name, None)
-    if not isinstance(kind, type):
-        raise BadInputError(
-            f"{FIELD}: {directory}/model_index.json: {part} is a {library}.{name}, which diffusers and transformers do "
-            "not have here; correct its name"
-        )
-    return kind
+    modules = {"diffusers": diffusers, "transformers": transformers}
+    return getattr(modules.get(library) or getattr(diffusers.pipelines, library), name)
 
 
 def _check_files(folder: Path, *, of_transformers: bool) -> None:
@@ -164,7 +112,7 @@ def _check_files(folder: Path, *, of_transformers: bool) -> None:
             own = {name for name, where in named.items() if where == shard}
             if different := _names_in(folder / shard) ^ own:
                 raise BadInputError(
-                    f"{FIELD}: {index}: it and {shard} do not name the same weights ({_few(different)}); {SAVE_AGAIN}"
+                    f"{index}: it and {shard} do not name the same weights ({_few(different)}); {SAVE_AGAIN}"
                 )
     elif single.exists():
         _names_in(single)
@@ -173,7 +121,7 @@ def _check_files(folder: Path, *, of_transformers: bool) -> None:
 def _names_in(file: Path) -> set[str]:
     from safetensors import safe_open
 
-    with reading(f"{FIELD}: {file} cannot be read", SAVE_AGAIN), safe_open(file, framework="pt") as opened:
+    with reading(f"{file} cannot be read", SAVE_AGAIN), safe_open(file, framework="pt") as opened:
         return set(opened.keys())
 
 
@@ -182,7 +130,7 @@ def _check_names(folder: Path, found: Mapping[str, Any]) -> None:
     wrong = [
         f"{name} is {tuple(stored)} and should be {tuple(own)}" for name, stored, own in found["mismatched_keys"] or ()
     ]
-    what = f"{FIELD}: {folder}: the weights are not those of its config.json"
+    what = f"{folder}: the weights are not those of its config.json"
     if missing:
         for prefix, wrapper in WRAPPERS.items():
             if any(name.startswith(prefix) for name in others):

@@ -1,6 +1,5 @@
 """Stable Diffusion 1.x and 2.x: latents, one CLIP text encoder (arXiv 2112.10752)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,11 +75,6 @@ class StableDiffusion(Family):
 
 def _own_pipeline(teacher: "Teacher", network: Any) -> Any:
     """The teacher's own pipeline, encoders, VAE and safety checker as they are, around another network."""
-    import diffusers
+    from dmd_trainer.families.pipelines import load_pipeline
 
-    index = json.loads((teacher.directory / "model_index.json").read_text())
-    # Parts that the teacher was saved without must be said to be absent (SD3 without T5).
-    given = {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
-    return getattr(diffusers, index["_class_name"]).from_pretrained(
-        teacher.directory, use_safetensors=True, **given, **{teacher.family.part: network}
-    )
+    return load_pipeline(teacher.directory, **{teacher.family.part: network})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmd_api.errors import BadInputError, reading
+from dmd_api.errors import BadInputError, naming, reading
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.conditions.labels import ClassLabels, Unconditional
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
@@ -17,7 +17,8 @@ from dmd_trainer.diffusion.prediction import prediction_of
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.autoencoder import Autoencoder, Pixels
 from dmd_trainer.families.family import Family
-from dmd_trainer.families.parts import FIELD, META, SAVE_AGAIN, load_part, part_config
+from dmd_trainer.families.parts import META, load_part, part_config
+from dmd_trainer.families.pipelines import SAVE_AGAIN
 from dmd_trainer.families.table import NETWORKS, find_family
 
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -98,6 +99,7 @@ class Teacher:
         return ClassLabels(class_count, class_count if class_count == embedded - 1 else None)
 
 
+@naming("spec.teacher.uri")
 def load_teacher(
     directory: Path,
     *,
@@ -121,7 +123,7 @@ def load_teacher(
             not load as its own library loads it.
     """
     on = torch.device(device)
-    with reading(f"{FIELD}: {directory}: its configurations cannot be used", SAVE_AGAIN):
+    with reading(f"{directory}: its configurations cannot be used", SAVE_AGAIN):
         scheduler = part_config(directory, "scheduler", "scheduler_config.json")
         family = _family(directory, scheduler)
         schedule = schedule_from_scheduler(scheduler)
@@ -157,7 +159,7 @@ def _family(directory: Path, scheduler: dict[str, Any]) -> Family:
     family = find_family(config, scheduler)
     if family is None or family.part != part:
         raise BadInputError(
-            f"{FIELD}: {directory}/{part}: {config.get('_class_name')} is not supported; use a {' or '.join(NETWORKS)}"
+            f"{directory}/{part}: {config.get('_class_name')} is not supported; use a {' or '.join(NETWORKS)}"
         )
     return family
 
@@ -174,7 +176,7 @@ def _sample_shape(directory: Path, family: Family, network: Any) -> tuple[int, i
     height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
     if not height or network.config.in_channels != network.config.out_channels:
         raise BadInputError(
-            f"{FIELD}: {directory}/{family.part}/config.json: needs a sample_size and as many out_channels as "
+            f"{directory}/{family.part}/config.json: needs a sample_size and as many out_channels as "
             "in_channels; inpainting and depth networks, which take more, are not supported"
         )
     return int(network.config.in_channels), int(height), int(width)

@@ -6,17 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmd_api.errors import BadInputError, reading
-from dmd_trainer.families.parts import (
-    FIELD,
-    META,
-    SAVE_AGAIN,
-    absent_parts,
-    load_part,
-    part_class,
-    parts_of,
-    read_index,
-)
+from dmd_api.errors import BadInputError, naming
+from dmd_trainer.families.parts import META, load_part, part_class
+from dmd_trainer.families.pipelines import load_pipeline, present_parts, read_index
 from dmd_trainer.families.table import TEXT_PIPELINES
 
 
@@ -32,27 +24,23 @@ class TextEncoder:
         BadInputError: the pipeline is of no family known here, or its encoders cannot be loaded.
     """
 
+    @naming("spec.teacher.uri")
     def __init__(self, directory: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        import diffusers
-
         index = read_index(directory)
-        name = str(index.get("_class_name"))
+        name = index["_class_name"]
         if name not in TEXT_PIPELINES:
-            raise BadInputError(f"{FIELD}: {directory.name} is a {name}; text models are {', '.join(TEXT_PIPELINES)}")
+            raise BadInputError(f"{directory} is a {name}; text models are {', '.join(TEXT_PIPELINES)}")
         self._family = TEXT_PIPELINES[name]
         # Only what encodes text is loaded; the networks are the teacher's.
-        kept = ("tokenizer", "text_encoder", "scheduler")
-        parts: dict[str, Any] = dict(absent_parts(index))
-        for part, (library, class_name) in parts_of(index).items():
+        kept = ("tokenizer", "scheduler")
+        given: dict[str, Any] = self._family.encoder_stand_ins(directory)
+        for part, (library, class_name) in present_parts(index).items():
             if part.startswith("text_encoder"):
                 options = {"device_map": META} if device.type == META else {}
-                kind = part_class(directory, part, library, class_name)
-                parts[part] = load_part(directory, part, kind, dtype=dtype, **options)
+                given[part] = load_part(directory, part, part_class(library, class_name), dtype=dtype, **options)
             elif not part.startswith(kept):
-                parts[part] = None
-        with reading(f"{FIELD}: {directory}: its tokenizers and text encoders cannot be loaded", SAVE_AGAIN):
-            parts |= self._family.encoder_stand_ins(directory)
-            self._pipeline = getattr(diffusers, name).from_pretrained(directory, **parts)
+                given.setdefault(part, None)
+        self._pipeline = load_pipeline(directory, **given)
         self._device = device
         for part, module in self._pipeline.components.items():
             if part.startswith("text_encoder") and module is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dmd_api.errors import naming
 from dmd_api.spec import Lora, Method
 from dmd_trainer.families.networks import ship_code
 from dmd_trainer.families.parts import check_parts
@@ -15,10 +16,12 @@ from dmd_trainer.families.table import EXPORTED
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.adapters import merged, save_lora
 from dmd_trainer.publishing.model_card import CardFacts, model_card
+from dmd_trainer.runtime.sources import is_own
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
+@naming("spec.teacher.uri")
 def check_exportable(teacher: Teacher, method: Method) -> None:
     """Says before training what could not be exported after it.
 
@@ -69,7 +72,8 @@ def export_pipeline(
         save_lora(pipeline, teacher, lora, dict(weights), folder / "lora")
     for pattern in LICENCES:
         for file in teacher.directory.glob(pattern):
-            shutil.copy(file, folder / file.name)
+            if file.is_file() and is_own(file, teacher.directory):  # what is published must not be somebody's secret
+                shutil.copyfile(file, folder / file.name)
     name = type(pipeline).__name__
     (folder / "README.md").write_text(model_card(teacher, name, family.call_arguments(len(timesteps)), facts))
 

@@ -7,6 +7,7 @@ Output: a table with a column `png`: the image as a PNG file in base64.
 
 import base64
 import json
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ class GeneratorModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         """Loads the pipeline."""
-        import torch
         from diffusers import DiffusionPipeline
 
         folder = Path(context.artifacts["pipeline"])
@@ -30,10 +30,18 @@ class GeneratorModel(PythonModel):  # type: ignore[misc]
         absent = {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
         # A network that diffusers has no class for comes with its file, which is as much the model's own as this one.
         own_code = any(folder.glob("*/*.py"))
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder, trust_remote_code=own_code, **absent)
+        self.use(
+            DiffusionPipeline.from_pretrained(folder, trust_remote_code=own_code, use_safetensors=True, **absent),
+            context.model_config or {},
+        )
+
+    def use(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
+        """Takes a pipeline, and what it is called with."""
+        import torch
+
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.arguments = dict(context.model_config or {})
+        self.arguments = dict(arguments)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

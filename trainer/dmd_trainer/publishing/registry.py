@@ -108,7 +108,6 @@ def open_run(run: TrackedRun, name: str, manifest: str) -> str:
         client.update_run(run_id, status="SCHEDULED")
         client.log_text(run_id, manifest, "manifest.json")
         _make_registered_model(client, name)
-        client.get_registered_model(name)  # prompts have names there too, which are taken as well
         return run_id
 
     with reading(f"spec.tracking.uri: {run.uri}: what it answers is not MLflow's", "check the address"):

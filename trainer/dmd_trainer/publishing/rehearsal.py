@@ -15,12 +15,13 @@ from dmd_trainer.diffusion.generator import Generator, generator_timesteps
 from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.dmd.lora import add_lora
 from dmd_trainer.families.miniature import save_miniature
-from dmd_trainer.families.parts import FIELD, absent_parts, read_index
+from dmd_trainer.families.pipelines import absent_parts, read_index
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
 from dmd_trainer.publishing.export import export_pipeline
 from dmd_trainer.publishing.model_card import CardFacts
 
+FIELD = "spec.teacher.uri"
 PROMPT = "a red apple"
 SOLVER_STEPS = 2
 """The fewest that use every part of a solver."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dmd_api.errors import BadInputError, InfrastructureError
+from dmd_api.paths import below
 from dmd_api.uris import parse_uri
+from dmd_trainer.runtime.sources import check_source, is_own
 from dmd_trainer.runtime.storage import CLAIMS, open_storage
 
 ASSETS = Path(str(files("dmd_trainer"))) / "assets"
@@ -24,10 +26,13 @@ def local_path(uri: str, scratch: Path) -> Path:
     """The file or folder that `uri` names, downloaded below `scratch` where it is remote.
 
     Raises:
-        BadInputError: there is nothing at the URI, or its scheme cannot be read from.
+        BadInputError: there is nothing at the URI, what is there leads elsewhere, or its scheme cannot be read from.
         InfrastructureError: the hub or the storage does not answer.
     """
-    parsed = parse_uri(uri)
+    try:
+        parsed = parse_uri(uri)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
     match parsed.scheme:
         case "builtin":
             path = ASSETS / parsed.path
@@ -35,6 +40,8 @@ def local_path(uri: str, scratch: Path) -> Path:
             path = Path(parsed.path)
         case "pvc":
             path = CLAIMS / parsed.path
+            if not is_own(path, CLAIMS / parsed.path.partition("/")[0]):
+                raise BadInputError(f"{uri}: {path} is a link that leads out of the claim; name the place itself")
         case "s3":
             path = _from_storage(uri, scratch)
         case "hf":
@@ -45,6 +52,7 @@ def local_path(uri: str, scratch: Path) -> Path:
             raise BadInputError(f"{uri}: {other}:// cannot be read from; use file://, s3://, hf:// or models:/")
     if not path.exists():
         raise BadInputError(f"{uri}: there is nothing at {path}; check the URI")
+    check_source(path, uri)
     return path
 
 
@@ -61,8 +69,8 @@ def _from_storage(uri: str, scratch: Path) -> Path:
         target = folder / name
         open_storage(parent).download(name, target)
         return target
-    for key in keys:
-        storage.download(key, folder / key)
+    for key, path in [(key, below(folder, key, uri)) for key in keys]:  # all are looked at before one is written
+        storage.download(key, path)
     return folder
 
 
@@ -85,6 +93,8 @@ def _from_hub(name: str) -> Path:
             index = json.loads(Path(hf_hub_download(repository, "model_index.json", revision=at)).read_text())
         except EntryNotFoundError:  # no pipeline, or the hub cannot be asked
             return Path(snapshot_download(repository, revision=at, ignore_patterns=[*OTHER_FRAMEWORKS]))
+        if not isinstance(index, dict):
+            raise ValueError("model_index.json is no JSON object")
         wanted = [*ABOUT, *(f"{folder}/*" for folder in _folders(index))]
         return Path(snapshot_download(repository, revision=at, allow_patterns=wanted, ignore_patterns=[*NOT_LOADED]))
     except GatedRepoError as error:
@@ -98,6 +108,8 @@ def _from_hub(name: str) -> Path:
         ) from error
     except RevisionNotFoundError as error:
         raise BadInputError(f"hf://{name}: there is no revision {revision}; check the name after the @") from error
+    except ValueError as error:  # an index that is no JSON, or a name that leads out of the repository
+        raise BadInputError(f"hf://{name}: its files cannot be taken ({error}); check the repository") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InfrastructureError(f"hf://{name}: the hub does not answer ({error}); is there a network?") from error
 
@@ -107,7 +119,7 @@ def _folders(index: dict[str, Any]) -> list[str]:
 
     `DiffusionPipeline.download` takes the same, but costs ten seconds of imports where nothing else needs diffusers.
     """
-    return [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    return [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
 
 
 def _from_registry(uri: str, scratch: Path) -> Path:

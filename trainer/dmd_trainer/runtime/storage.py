@@ -1,6 +1,7 @@
 """Storage for pairs, checkpoints, generators and reports: a folder or an S3 bucket, addressed by keys.
 
 No reader ever sees half an object: files are renamed into place, and S3 shows an object when its upload is complete.
+A key that is found in a storage is data, as all that is there: none leads out of it.
 """
 
 import os
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dmd_api import runtime
 from dmd_api.errors import BadInputError, InfrastructureError
+from dmd_api.paths import below
 from dmd_api.uris import STORAGE_SCHEMES, parse_uri
+from dmd_trainer.runtime.sources import is_own
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -31,7 +34,7 @@ class KeyNotFoundError(BadInputError):
 
 
 class Storage(ABC):
-    """A place for objects.
+    """A place for objects. A key that leads elsewhere, or may, is a BadInputError.
 
     Args:
         uri: the place, without a trailing slash.
@@ -108,26 +111,29 @@ class FileStorage(Storage):
 
     Args:
         root: the folder; made when something is written.
+        whole: the folder that links must not lead out of, where `root` is a part of it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, whole: Path | None = None) -> None:
         super().__init__(f"file://{root}")
-        self.root = root
+        self.root, self._whole = root, whole or root
 
     def sub(self, prefix: str) -> "FileStorage":
-        return FileStorage(self.root / prefix)
+        return FileStorage(self.root / prefix, self._whole)
 
     def read(self, key: str) -> bytes:
-        return self._do(key, lambda: (self.root / key).read_bytes())
+        path = self._path(key)
+        return self._do(key, path.read_bytes)
 
     def write(self, key: str, data: bytes) -> None:
-        self._replace(self.root / key, lambda partial: partial.write_bytes(data))
+        self._replace(self._path(key), lambda partial: partial.write_bytes(data))
 
     def upload(self, path: Path, key: str) -> None:
-        self._replace(self.root / key, lambda partial: shutil.copyfile(path, partial))
+        self._replace(self._path(key), lambda partial: shutil.copyfile(path, partial))
 
     def download(self, key: str, path: Path) -> None:
-        self._replace(path, lambda partial: self._do(key, lambda: shutil.copyfile(self.root / key, partial)))
+        source = self._path(key)
+        self._replace(path, lambda partial: self._do(key, lambda: shutil.copyfile(source, partial)))
 
     def list(self, prefix: str = "") -> list[str]:
         # Only the folder that the prefix names is walked.
@@ -136,7 +142,7 @@ class FileStorage(Storage):
         return sorted(key for key in keys if key.startswith(prefix) and not key.endswith(".partial"))
 
     def exists(self, key: str) -> bool:
-        return (self.root / key).is_file()
+        return self._path(key).is_file()
 
     def delete(self, prefix: str) -> None:
         for key in self.list(prefix):
@@ -144,6 +150,13 @@ class FileStorage(Storage):
         folder = self.root / prefix
         if prefix.endswith("/") and folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, key: str) -> Path:
+        path = below(self.root, key, self.uri)
+        # Pipes and devices would be waited for, or be read without end.
+        if not is_own(path, self._whole) or (os.path.exists(path) and not os.path.isfile(path)):
+            raise BadInputError(f"{self.uri_of(key)}: is no regular file of the storage; remove it")
+        return path
 
     def _replace(self, target: Path, fill: Callable[[Path], object]) -> None:
         """Fills a file beside `target`, flushes it to the disk, and renames it into place."""
@@ -191,36 +204,41 @@ class S3Storage(Storage):
         return S3Storage(self._client, self._bucket, f"{self._prefix}{prefix}".strip("/"))
 
     def read(self, key: str) -> bytes:
-        return self._do(
-            key, lambda: self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
-        )
+        name = self._name(key)
+        return self._do(key, lambda: self._client.get_object(Bucket=self._bucket, Key=name)["Body"].read())
 
     def write(self, key: str, data: bytes) -> None:
-        self._do(key, lambda: self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data))
+        name = self._name(key)
+        self._do(key, lambda: self._client.put_object(Bucket=self._bucket, Key=name, Body=data))
 
     def upload(self, path: Path, key: str) -> None:
         from boto3.s3.transfer import TransferConfig
 
+        name = self._name(key)
         config = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES)
-        self._do(key, lambda: self._client.upload_file(str(path), self._bucket, self._prefix + key, Config=config))
+        self._do(key, lambda: self._client.upload_file(str(path), self._bucket, name, Config=config))
 
     def download(self, key: str, path: Path) -> None:
+        name = self._name(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         # boto3 writes beside the file and renames.
-        self._do(key, lambda: self._client.download_file(self._bucket, self._prefix + key, str(path)))
+        self._do(key, lambda: self._client.download_file(self._bucket, name, str(path)))
 
     def list(self, prefix: str = "") -> list[str]:
         def keys() -> list[str]:
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
-            return sorted(o["Key"].removeprefix(self._prefix) for page in pages for o in page.get("Contents", []))
+            found = (o["Key"].removeprefix(self._prefix) for page in pages for o in page.get("Contents", []))
+            # Consoles make a folder visible by an object whose name ends with a slash.
+            return sorted(key for key in found if key and not key.endswith("/"))
 
         return self._do(prefix, keys)
 
     def exists(self, key: str) -> bool:
         try:
-            self._do(key, lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + key))
+            name = self._name(key)
+            self._do(key, lambda: self._client.head_object(Bucket=self._bucket, Key=name))
         except KeyNotFoundError:
             return False
         return True
@@ -228,6 +246,11 @@ class S3Storage(Storage):
     def delete(self, prefix: str) -> None:
         for key in self.list(prefix):
             self._do(key, lambda key=key: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key))  # type: ignore[misc]
+
+    def _name(self, key: str) -> str:
+        """The object's name in the bucket."""
+        below(Path(), key, self.uri)
+        return self._prefix + key
 
     def _do(self, key: str, action: Callable[[], T]) -> T:
         """Does it, again and again while the server is away (botocore's own retries last seconds only)."""

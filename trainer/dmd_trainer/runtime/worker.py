@@ -30,6 +30,8 @@ LOST_PEER = ("connection closed by peer", "connection reset", "connection refuse
 def main() -> ExitCode:
     """Runs this worker's part of the stage named on the command line."""
     stage = Stage(sys.argv[1])
+    # Whatever a library asks of torch.load: weights come from elsewhere, and no pickle of theirs is run.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     end_with_parent()
     rank = _rank(stage)

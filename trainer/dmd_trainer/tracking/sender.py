@@ -3,10 +3,9 @@
 import threading
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmd_api.errors import DMDError
+from dmd_api.errors import BadInputError, DMDError
 from dmd_trainer.tracking.client import TrackedRun, find_or_create_run, is_invalid, mlflow_client, retry_waits, short
 from dmd_trainer.tracking.spool import Record, Spool
 
@@ -86,23 +85,23 @@ class Sender:
                 case "image" | "artifact":
                     self._send_file(client, run, record)
         except Exception as error:
-            if not is_invalid(error):
+            if not (isinstance(error, BadInputError) or is_invalid(error)):
                 raise
-            # The server understood and refused: asking again would hold up everything behind it.
+            # The server understood and refused, or it was not asked: again would hold up everything behind it.
             self._on_message(f"tracking: a record of kind {record['kind']} was refused: {short(error)}")
 
     def _send_file(self, client: "MlflowClient", run: str, record: Record) -> None:
         from PIL import Image
 
-        file = Path(record["file"])
+        file = self._spool.kept(record["file"])
         if not file.exists():
             return  # it was sent, and the process died before it noted so
         if record["kind"] == "image":
             client.log_image(run, Image.open(BytesIO(file.read_bytes())), key=record["key"], step=record["step"])
         else:
-            folder, _, name = record["name"].rpartition("/")
-            named = file.parent / "named" / name
-            named.parent.mkdir(exist_ok=True)
+            folder = record["name"].rpartition("/")[0]
+            named = self._spool.kept(f"named/{record['name']}")
+            named.parent.mkdir(parents=True, exist_ok=True)
             named.write_bytes(file.read_bytes())
             client.log_artifact(run, str(named), folder or None)
             named.unlink()

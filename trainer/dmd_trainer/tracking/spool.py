@@ -4,9 +4,11 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from dmd_api.paths import below
 
 Record = dict[str, Any]
 """JSON values: `kind`, `time` in milliseconds since the epoch, and what the kind needs."""
@@ -30,20 +32,28 @@ class Spool:
 
     def append(self, kind: str, **fields: Any) -> None:
         """Adds a record with the present time."""
-        line = json.dumps({"kind": kind, **fields, "time": int(time.time() * 1000)})
-        self.append_lines(f"{line}\n".encode())
+        self.append_records([{"kind": kind, **fields, "time": int(time.time() * 1000)}])
 
-    def append_lines(self, lines: bytes) -> None:
-        """Adds records of another spool, as they are in its file."""
+    def append_records(self, records: Iterable[Record]) -> None:
+        """Adds records with the times that they have."""
+        lines = "".join(json.dumps(record) + "\n" for record in records)
         with self._lock, self._records.open("ab") as file:
-            file.write(lines)
+            file.write(lines.encode())
         self._news.set()
 
     def keep(self, content: bytes) -> str:
-        """Writes a file that a record names; returns its path."""
-        file = self._folder / f"{uuid.uuid4().hex}.bin"
-        file.write_bytes(content)
-        return str(file)
+        """Writes a file that a record names; returns its name."""
+        name = f"{uuid.uuid4().hex}.bin"
+        (self._folder / name).write_bytes(content)
+        return name
+
+    def kept(self, name: str) -> Path:
+        """The file that a record names.
+
+        Raises:
+            BadInputError: it is not in the spool's folder.
+        """
+        return below(self._folder, name, str(self._records))
 
     def unsent(self) -> list[Record]:
         """The records that have not been sent."""

@@ -9,7 +9,7 @@ last one holds.
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,7 +19,7 @@ from dmd_api.manifest import DMDDistillation, manifest_hash
 from dmd_trainer.runtime.storage import Storage
 from dmd_trainer.tracking.client import TrackedRun
 from dmd_trainer.tracking.sender import Sender
-from dmd_trainer.tracking.spool import Spool
+from dmd_trainer.tracking.spool import Record, Spool
 from dmd_trainer.tracking.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Tracker:
         self.run, self._storage = run, storage
         self._spool = Spool(folder)
         if storage.exists(UNSENT):
-            self._spool.append_lines(storage.read(UNSENT))
+            self._spool.append_records(_kept_records(storage.read(UNSENT)))
             storage.delete(UNSENT)
         self._sender = Sender(run, self._spool, on_message)
         self._system_metrics = SystemMetrics(self.log_metrics)
@@ -140,6 +140,17 @@ class Tracker:
         for thread in (self._sender, self._system_metrics):
             thread.close(max(until - time.monotonic(), 0))
         self.keep_unsent()
+
+
+def _kept_records(content: bytes) -> Iterator[Record]:
+    """What `keep_unsent` wrote. A record that is none, or names a file of this machine, was put there by others."""
+    for line in content.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "file" not in record and {"kind", "time"} <= record.keys():
+            yield record
 
 
 def parameters(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

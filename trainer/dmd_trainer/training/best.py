@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.distributed.collectives import broadcast_object
+from dmd_trainer.distributed.collectives import broadcast_json
 from dmd_trainer.runtime.storage import Storage
 
 INDEX = "generator/best.json"
@@ -29,7 +29,7 @@ class BestGenerator:
     def __init__(self, storage: Storage, *, writes: bool = True) -> None:
         self._storage, self._writes = storage, writes
         index = json.loads(storage.read(INDEX)) if writes and storage.exists(INDEX) else {}
-        index = broadcast_object(index)
+        index = broadcast_json(index)
         self.step: int | None = index.get("step")
         self.fid: float | None = index.get("fid")
 

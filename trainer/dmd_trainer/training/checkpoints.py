@@ -10,22 +10,31 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from dmd_api.errors import BadInputError
-from dmd_trainer.distributed.collectives import any_rank, barrier, broadcast_object, local_rank, rank_and_world_size
+from dmd_trainer.distributed.collectives import (
+    any_rank,
+    barrier,
+    broadcast_json,
+    gather_json,
+    local_rank,
+    rank_and_world_size,
+)
 from dmd_trainer.runtime.context import StageContext
+from dmd_trainer.training.checkpoint_reader import INDEX, CheckpointReader, read_index
 
 MANIFEST = "manifest.json"
-_FOLDER = re.compile(r"checkpoints/(step-(\d+)-attempt-(\d+))/(.+)")
+_FOLDER = re.compile(r"checkpoints/(step-(\d{1,12})-attempt-(\d{1,12}))/([^/]+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -57,7 +66,7 @@ class Checkpointer:
         self.newest_step: int | None = None
         """The step of the newest checkpoint that is known to be whole."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._rank, self._world_size = rank_and_world_size()
+        self._rank, _ = rank_and_world_size()
         # What the background writes is agreed on in a group of its own: its collectives must not mix with training's.
         self._group: dist.ProcessGroup | None = _own_group()
 
@@ -101,17 +110,14 @@ class Checkpointer:
 
     def _finish(self, name: CheckpointName, folder: Path, written: Future[Any], extra: dict[str, Any]) -> None:
         written.result()
-        own = [folder / ".metadata"] if self._rank == 0 else []
+        own = [folder / INDEX] if self._rank == 0 else []
         own += sorted(folder.glob(f"__{self._rank}_*"))
         hashes = {}
         for path in own:
             with path.open("rb") as file:
                 hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
             self._storage.upload(path, f"checkpoints/{name}/{path.name}")
-        gathered: list[dict[str, str]] = [hashes]
-        if self._group is not None:
-            gathered = [{}] * self._world_size
-            dist.all_gather_object(gathered, hashes, group=self._group)
+        gathered = gather_json(hashes, self._group)
         if self._rank == 0:
             files = {file: digest for part in gathered for file, digest in part.items()}
             content = {"step": name.step, "attempt": name.attempt, "files": files, "extra": extra}
@@ -151,16 +157,18 @@ class Checkpointer:
         Returns:
             The manifest's content ("step", "extra", ...), or None where there is no intact checkpoint.
         """
-        candidates = broadcast_object(sorted(self._found().items(), reverse=True))
-        for name, files in candidates:
+        # Rank 0's: the others may see a storage that has changed since.
+        found = broadcast_json([(name.step, name.attempt, sorted(files)) for name, files in self._found().items()])
+        for step, attempt, files in sorted(found, reverse=True):
+            name = CheckpointName(step, attempt)
             folder = self._scratch / "loaded" / str(name)
-            problem = self._download(name, files, folder) if local_rank() == 0 else ""
+            problem = self._download(name, set(files), folder) if local_rank() == 0 else ""
             barrier()
             if any_rank(bool(problem)):
                 if problem and self._rank == 0:
                     self._on_message(f"checkpoint {name} is skipped: {problem}")
                 continue
-            load(state, storage_reader=FileSystemReader(folder), no_dist=self._group is None)
+            _load(state, folder)
             barrier()
             manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
             barrier()
@@ -184,10 +192,18 @@ class Checkpointer:
                 with (folder / file).open("rb") as content:
                     if hashlib.file_digest(content, "sha256").hexdigest() != digest:
                         return f"{file} is damaged (it is not what its hash says)"
+            read_index(folder)
         except (BadInputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             # An InfrastructureError goes up: a storage that is away must not look like a damaged checkpoint.
             return f"it cannot be read ({error})"
         return ""
+
+
+def _load(state: dict[str, Any], folder: Path) -> None:
+    """Loads a checkpoint into `state`, each rank what it needs of it, without the pickles that ranks would exchange."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        load(state, storage_reader=CheckpointReader(folder), no_dist=True)
 
 
 def _own_group() -> dist.ProcessGroup | None:
