@@ -19,10 +19,17 @@ SHOWN = 3
 
 
 def part_config(directory: Path, part: str, file: str = "config.json") -> dict[str, Any]:
-    """A part's configuration, its class as the pipeline's index has it: that is the one that diffusers makes."""
-    config = read_json(directory / part / file, f"the pipeline has no {part}/")
-    named = present_parts(read_index(directory)).get(part)
-    return config if named is None else config | {"_class_name": named[1]}
+    """A part's configuration with its class, which the pipeline's index may be alone to name.
+
+    Raises:
+        BadInputError: it cannot be read, or the two name different classes.
+    """
+    path = directory / part / file
+    config = read_json(path, f"the pipeline has no {part}/")
+    _, named = present_parts(read_index(directory)).get(part, (None, config.get("_class_name")))
+    if config.setdefault("_class_name", named) != named:
+        raise BadInputError(f"{path}: is a {config['_class_name']}, and model_index.json says {named}; make them agree")
+    return config
 
 
 def load_part(directory: Path, part: str, kind: Any, **options: Any) -> Any:
@@ -121,7 +128,7 @@ def _check_files(folder: Path, *, of_transformers: bool) -> None:
 def _names_in(file: Path) -> set[str]:
     from safetensors import safe_open
 
-    with reading(f"{file} cannot be read", SAVE_AGAIN), safe_open(file, framework="pt") as opened:
+    with reading(f"{file}: the weights cannot be loaded", SAVE_AGAIN), safe_open(file, framework="pt") as opened:
         return set(opened.keys())
 
 

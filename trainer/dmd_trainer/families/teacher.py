@@ -18,7 +18,7 @@ from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.autoencoder import Autoencoder, Pixels
 from dmd_trainer.families.family import Family
 from dmd_trainer.families.parts import META, load_part, part_config
-from dmd_trainer.families.pipelines import SAVE_AGAIN
+from dmd_trainer.families.pipelines import SAVE_AGAIN, read_index
 from dmd_trainer.families.table import NETWORKS, find_family
 
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -123,6 +123,7 @@ def load_teacher(
             not load as its own library loads it.
     """
     on = torch.device(device)
+    read_index(directory)
     with reading(f"{directory}: its configurations cannot be used", SAVE_AGAIN):
         scheduler = part_config(directory, "scheduler", "scheduler_config.json")
         family = _family(directory, scheduler)

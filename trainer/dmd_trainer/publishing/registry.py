@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmd_api.errors import reading
+from dmd_api.errors import BadInputError, reading
 from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, ask, find_or_create_run, mlflow_client
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def open_run(run: TrackedRun, name: str, manifest: str) -> str:
     def make() -> str:
         client = mlflow_client(run.uri)
         run_id = find_or_create_run(client, run)
+        _ = client.get_run(run_id).data.tags[RUN_KEY_TAG]  # a server of another kind may answer anything at all
         client.update_run(run_id, status="SCHEDULED")
         client.log_text(run_id, manifest, "manifest.json")
         _make_registered_model(client, name)
@@ -154,6 +155,10 @@ def _make_registered_model(client: Any, name: str) -> None:
     try:
         client.create_registered_model(name)
     except MlflowException as error:
+        if "already taken by a prompt" in str(error):  # which has the same code
+            raise BadInputError(
+                f"spec.tracking.registeredModel: {name} is the name of a prompt there; choose another one"
+            ) from error
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 

@@ -91,7 +91,7 @@ def find_or_create_run(client: "MlflowClient", run: TrackedRun) -> str:
             experiment_id = found.experiment_id
     else:
         experiment_id = found.experiment_id
-        if found.lifecycle_stage != "active":
+        if found.lifecycle_stage == "deleted":
             raise BadInputError(
                 f"spec.tracking.experiment: {run.experiment} is deleted at {run.uri}; bring it back with mlflow "
                 f"experiments restore --experiment-id {experiment_id}, or name another one"
