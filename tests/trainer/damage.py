@@ -55,7 +55,7 @@ def delete_folder(folder: Path, random_: random.Random) -> str:
 
 
 def swap_files(folder: Path, random_: random.Random) -> str:
-    suffix = random_.choice((".json", ".safetensors"))
+    suffix = random_.choice([suffix for suffix in (".json", ".safetensors") if len(files(folder, suffix)) > 1])
     one, other = random_.sample(files(folder, suffix), 2)
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
@@ -65,7 +65,9 @@ def swap_files(folder: Path, random_: random.Random) -> str:
 
 def empty_file(folder: Path, random_: random.Random) -> str:
     path = random_.choice(files(folder))
-    path.write_bytes(random_.choice((b"", b"\0" * 100, b"null", b"[]", b"version https://git-lfs.github.com/spec/v1\n")))
+    path.write_bytes(
+        random_.choice((b"", b"\0" * 100, b"null", b"[]", b"version https://git-lfs.github.com/spec/v1\n"))
+    )
     return str(path.relative_to(folder))
 
 

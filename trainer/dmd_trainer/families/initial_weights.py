@@ -27,7 +27,7 @@ def read_initial_weights(
     """
     if location is None:
         return None
-    path = local_path(location.uri, scratch)
+    path = local_path(location.uri, scratch, headers_only=device is not None)
     files = [path]
     if path.is_dir():
         files = _network_files(path)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from dmd_trainer.families.family import GROUPS, WIDTH, Family
 from dmd_trainer.families.networks import ship_code
 from dmd_trainer.families.parts import part_class, part_config
-from dmd_trainer.families.pipelines import present_parts, read_index
+from dmd_trainer.families.pipelines import present_parts, read_index, read_json
 from dmd_trainer.families.shrinking import small_decoder
 from dmd_trainer.runtime.fetch import ABOUT
 
@@ -67,7 +67,7 @@ def _builder(
     if not issubclass(kind, torch.nn.Module):
         return None
     if part == "vae":
-        return lambda: kind.from_config(small_decoder(part_config(directory, part)))
+        return lambda: kind.from_config(small_decoder(read_json(directory / part / "config.json")))
     config_class = kind.config_class  # transformers'
     whole = config_class.from_pretrained(directory / part).to_dict()
     return lambda: kind(config_class.from_dict(_small_transformer(whole)))

@@ -14,6 +14,8 @@ SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 OTHER_WEIGHTS = {".bin", ".ckpt", ".pt", ".pth", ".h5", ".msgpack"}
 WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 """The prefixes of weights that were saved from a wrapper of the network."""
+OPTIONAL = {"safety_checker", "feature_extractor", "image_encoder"}
+"""Parts that a pipeline draws the same pictures without."""
 SHOWN = 3
 """Names of weights in a message."""
 
@@ -83,9 +85,9 @@ def check_parts(directory: Path, given: Mapping[str, Any]) -> None:
         if name in parts:
             continue
         if not (directory / name).is_dir():
+            spare = f', or write "{name}": [null, null] there' if name in OPTIONAL else ""
             raise BadInputError(
-                f"{directory}/{name} is missing: model_index.json names it, and the export loads it; add the "
-                f'folder, or write "{name}": [null, null] there'
+                f"{directory}/{name} is missing: model_index.json names it, and the export loads it; add it{spare}"
             )
         kind = part_class(library, class_name)
         if issubclass(kind, nn.Module):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dmd_api.errors import BadInputError, reading
+from dmd_api.errors import BadInputError, naming, reading
 from dmd_api.spec import Spec
 from dmd_trainer.diffusion.default_solver import SolverSteps, default_solver
 from dmd_trainer.diffusion.denoiser import Condition
@@ -15,7 +15,7 @@ from dmd_trainer.diffusion.generator import Generator, generator_timesteps
 from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.dmd.lora import add_lora
 from dmd_trainer.families.miniature import save_miniature
-from dmd_trainer.families.pipelines import absent_parts, read_index
+from dmd_trainer.families.pipelines import SAVE_AGAIN, absent_parts, read_index
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
 from dmd_trainer.publishing.export import export_pipeline
@@ -52,7 +52,8 @@ def sample_conditions(teacher: Teacher, spec: Spec, device: torch.device) -> Sam
     """
     if teacher.takes_text:
         encoder = TextEncoder(teacher.directory, device)
-        found = SampleConditions(encoder.encode([PROMPT]), encoder.negative())
+        with reading(f"{FIELD}: {teacher.directory}: its text encoders cannot encode a prompt", SAVE_AGAIN):
+            found = SampleConditions(encoder.encode([PROMPT]), encoder.negative())
     else:
         labels = spec.data.class_labels
         conditions = teacher.conditions(None if labels is None else labels.count)
@@ -99,6 +100,7 @@ def sample_once(teacher: Teacher, spec: Spec, given: SampleConditions, noise: to
                 )
 
 
+@naming(FIELD)
 def rehearse_end(teacher: Teacher, spec: Spec, folder: Path) -> None:
     """Samples, exports, loads and calls a small copy of the teacher as the run will the teacher itself.
 

@@ -29,7 +29,7 @@ def read_teacher(context: StageContext, device: torch.device | None = None) -> T
     """
     wanted = context.manifest.spec.teacher
     return load_teacher(
-        local_path(wanted.uri, context.scratch),
+        local_path(wanted.uri, context.scratch, headers_only=device is not None),
         device=context.device if device is None else device,
         autocast=context.autocast,
         weights=wanted.weights,
