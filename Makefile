@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 NONE_CHOSEN = test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-control-plane build-cluster bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
+.PHONY: help setup demo test test-local test-control-plane build-cluster bench fuzz gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ build-cluster: setup
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: setup ## Damage 500 folders of teachers: each is refused, or read as diffusers reads it
+	DMD_DAMAGES=500 $(BIN)/pytest tests/trainer/test_damaged_teachers.py $(ARGS)
 
 gpu-check: ## Check on this machine's GPU what needs one, in miniature without: ARGS="PART... --out FOLDER"
 	PYTHONPATH=crds:trainer:. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)

@@ -51,12 +51,16 @@ def read_index(directory: Path) -> dict[str, Any]:
     Raises:
         BadInputError: it cannot be read, or it names a class that is not loaded here.
     """
+    from diffusers import DiffusionPipeline
+
     path = directory / "model_index.json"
     index = read_json(path, "the folder is not a diffusers pipeline")
-    if not isinstance(index.get("_class_name"), str):
-        raise BadInputError(f"{path}: names no class of diffusers; a pipeline with code of its own is not loaded")
+    if not _is_a(_of_diffusers(index.get("_class_name")), DiffusionPipeline):
+        raise BadInputError(
+            f"{path}: {index.get('_class_name')} is no pipeline of diffusers; one with code of its own is not loaded"
+        )
     for part, value in index.items():
-        if isinstance(value, list) and not _is_known(value):
+        if isinstance(value, list) and not part.startswith("_") and not _is_known(value):
             raise BadInputError(f"{path}: {part} is {value}, a class that is not loaded here; save a stock pipeline")
     return index
 
@@ -70,8 +74,14 @@ def _is_known(value: list[Any]) -> bool:
         case ["transformers", str(name)]:
             return name in TRANSFORMERS
         case ["diffusers", str(name)]:
-            return _is_a(getattr(diffusers, name, None), diffusers.ModelMixin, diffusers.SchedulerMixin)
+            return _is_a(_of_diffusers(name), diffusers.ModelMixin, diffusers.SchedulerMixin)
     return False
+
+
+def _of_diffusers(name: Any) -> Any:
+    import diffusers
+
+    return getattr(diffusers, name, None) if isinstance(name, str) else None
 
 
 def _is_a(found: Any, *kinds: type) -> bool:
@@ -105,9 +115,7 @@ def load_pipeline(directory: Path, **given: Any) -> Any:
     import diffusers
 
     index = read_index(directory)
-    pipeline: Any = getattr(diffusers, index["_class_name"], None)
-    if not _is_a(pipeline, diffusers.DiffusionPipeline):
-        raise BadInputError(f"{directory}: {index['_class_name']} is no pipeline of diffusers; save a stock pipeline")
+    pipeline: Any = getattr(diffusers, index["_class_name"])
     own = [part for part, value in index.items() if value in OWN and part not in given]
     with reading(f"{directory}: the pipeline cannot be loaded", SAVE_AGAIN):
         loaded = pipeline.from_pretrained(

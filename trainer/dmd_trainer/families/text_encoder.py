@@ -41,10 +41,25 @@ class TextEncoder:
             elif not part.startswith(kept):
                 given.setdefault(part, None)
         self._pipeline = load_pipeline(directory, **given)
+        self._check_lengths(directory)
         self._device = device
         for part, module in self._pipeline.components.items():
             if part.startswith("text_encoder") and module is not None:
                 module.requires_grad_(False).eval().to(device)
+
+    def _check_lengths(self, directory: Path) -> None:
+        """Refuses prompts that are padded to more than their encoder takes: of huge ones tokenizers end the process."""
+        for part, encoder in self._pipeline.components.items():
+            longest = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+            tokenizer = self._pipeline.components.get(part.replace("text_encoder", "tokenizer"))
+            if part.startswith("text_encoder") and longest is not None and tokenizer is not None:
+                padded = tokenizer.model_max_length
+                if not 0 < padded <= longest:
+                    raise BadInputError(
+                        f"{directory}/{part.replace('text_encoder', 'tokenizer')}/tokenizer_config.json: "
+                        f"model_max_length is {padded}, and {part}/config.json takes at most {longest} tokens "
+                        "(max_position_embeddings); make them agree"
+                    )
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:

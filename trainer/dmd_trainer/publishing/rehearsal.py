@@ -15,6 +15,7 @@ from dmd_trainer.diffusion.generator import Generator, generator_timesteps
 from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.dmd.lora import add_lora
 from dmd_trainer.families.miniature import save_miniature
+from dmd_trainer.families.parts import META
 from dmd_trainer.families.pipelines import SAVE_AGAIN, absent_parts, read_index
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
@@ -65,6 +66,27 @@ def sample_conditions(teacher: Teacher, spec: Spec, device: torch.device) -> Sam
     return SampleConditions(whole(found.condition), None if found.negative is None else whole(found.negative))
 
 
+def check_fit(teacher: Teacher, condition: Condition) -> None:
+    """Calls network and VAE for their shapes alone.
+
+    Args:
+        teacher: on the meta device.
+        condition: of one sample, there too.
+
+    Raises:
+        BadInputError: the parts do not fit each other.
+    """
+    with reading(
+        f"{FIELD}: {teacher.directory}: its parts do not fit each other",
+        "save the pipeline again from parts that were trained together",
+    ):
+        noise = torch.zeros(1, *teacher.sample_shape, device=META)
+        level = teacher.denoiser.schedule.at(torch.tensor([len(teacher.denoiser.schedule) // 2]))
+        image = teacher.autoencoder.decode(teacher.denoiser(noise, level, condition))
+        if tuple(image.shape[1:]) != teacher.image_shape:
+            raise ValueError(f"images are {tuple(image.shape[1:])} and not {teacher.image_shape}")
+
+
 def sample_once(teacher: Teacher, spec: Spec, given: SampleConditions, noise: torch.Tensor) -> None:
     """Some steps of the teacher's solver, and the untrained generator's call, both decoded.
 
@@ -90,13 +112,13 @@ def sample_once(teacher: Teacher, spec: Spec, given: SampleConditions, noise: to
             sample = sampler(noise, given.condition)
             if not torch.isfinite(sample).all():
                 raise BadInputError(
-                    f"{FIELD}: {teacher.directory}: {what} makes NaN; its weights are damaged, or overflow in "
-                    f"spec.training.precision or spec.teacher.weights: use fp32"
+                    f"{FIELD}: {what} makes NaN; its weights or settings are damaged, or overflow in "
+                    "spec.training.precision or spec.teacher.weights: use fp32"
                 )
             if not torch.isfinite(teacher.autoencoder.decode(sample)).all():
                 raise BadInputError(
-                    f"{FIELD}: {teacher.directory}/vae: decodes to NaN; its weights are damaged, or overflow in 16 "
-                    "bits: set force_upcast in its config.json"
+                    f"{FIELD}: vae/ decodes to NaN; its weights or settings are damaged, or overflow in 16 bits: set "
+                    "force_upcast in its config.json"
                 )
 
 

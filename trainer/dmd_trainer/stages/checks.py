@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dmd_api import runtime
-from dmd_api.errors import BadInputError, reading
+from dmd_api.errors import BadInputError
 from dmd_api.spec import Spec
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.diffusion.solvers import guide
@@ -18,7 +18,7 @@ from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.reference import check_reference
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.export import check_exportable
-from dmd_trainer.publishing.rehearsal import SampleConditions, rehearse_end, sample_conditions, sample_once
+from dmd_trainer.publishing.rehearsal import SampleConditions, check_fit, rehearse_end, sample_conditions, sample_once
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.inputs import (
     compare_with_pairs,
@@ -71,15 +71,7 @@ def check_teacher(context: StageContext, teacher: Teacher) -> None:
     check_exportable(teacher, spec.method)
     if spec.method.gan is not None and teacher.family.tap(teacher.denoiser.network) is None:
         raise BadInputError("spec.method.gan: this teacher is no UNet and has no bottleneck; leave method.gan out")
-    with reading(
-        f"spec.teacher.uri: {spec.teacher.uri}: its parts do not fit each other",
-        "save the pipeline again from parts that were trained together",
-    ):
-        noise = torch.zeros(1, *teacher.sample_shape, device=META)
-        level = teacher.denoiser.schedule.at(torch.tensor([length // 2]))
-        image = teacher.autoencoder.decode(teacher.denoiser(noise, level, given.condition))
-        if tuple(image.shape[1:]) != teacher.image_shape:
-            raise ValueError(f"images are {tuple(image.shape[1:])} and not {teacher.image_shape}")
+    check_fit(teacher, given.condition)
 
 
 def check_end(context: StageContext, teacher: Teacher) -> None:
