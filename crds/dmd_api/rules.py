@@ -1,5 +1,6 @@
 """Rules over several fields, each once: in CEL for the API server, in Python, and one message."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ def _world(spec: Spec) -> int:
     return spec.workers.nodes * spec.workers.processes_per_node
 
 
+_VERSION_ALIAS = "^(?i:latest|v[0-9]+)$"
+_UNNAMEABLE = r"@#?%\x22\x27\x5c\x60\x00-\x1f\x7f"
+_MODEL_NAME = rf"^[^ .{_UNNAMEABLE}][^{_UNNAMEABLE}]*$"
 _WORLD = "(self.workers.nodes * self.workers.processesPerNode)"
 
 RULES: tuple[Rule, ...] = (
@@ -183,6 +187,21 @@ RULES: tuple[Rule, ...] = (
         lambda s: all(
             (g.max is not None or g.min is not None) and (g.max is None or g.min is None or g.max >= g.min)
             for g in s.gates
+        ),
+    ),
+    Rule(
+        "tracking.alias",
+        "latest, v1, v2 and so on are MLflow's own words for versions; choose another alias",
+        f"!self.tracking.alias.matches('{_VERSION_ALIAS}')",
+        lambda s: re.fullmatch(_VERSION_ALIAS, s.tracking.alias) is None,
+    ),
+    Rule(
+        "tracking.registeredModel",
+        "MLflow's filters and models:/ URIs take no name with quotes, backslashes, @ # ? % or line ends, nor one that "
+        "begins with a dot or a space; choose another name",
+        f"!has(self.tracking.registeredModel) || self.tracking.registeredModel.matches(r'{_MODEL_NAME}')",
+        lambda s: (
+            s.tracking.registered_model is None or re.fullmatch(_MODEL_NAME, s.tracking.registered_model) is not None
         ),
     ),
     Rule(

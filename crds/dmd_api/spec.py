@@ -417,7 +417,7 @@ class Tracking(Model):
         None,
         min_length=1,
         max_length=250,
-        pattern=r"^[^/:'\x00-\x1f\x7f]+$",
+        pattern=r"^[^/:]+$",
         description="The model's name in the registry. Default: the resource's name.",
     )
     alias: str = Field(

@@ -20,6 +20,9 @@ PASSED_ON = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 """Labels of the resource that queueing systems read on Jobs."""
 UNREACHABLE_SECONDS = 30
 """Seconds that a pod stays on a node that does not answer, not Kubernetes' 300: the others wait for it."""
+PREFLIGHT_MEMORY = "4Gi"
+"""What preflight needs whatever the teacher, whose weights it does not load: 1.3 GiB were measured, mostly libraries;
+the rest is for the networks of an evaluation, of which CLIP's ViT-L takes 1.7 GB."""
 WRITABLE = {"tmp": "/tmp", "home": "/home/dmd", "scratch": "/scratch"}  # noqa: S108 - an emptyDir of the pod's own
 """Folders on emptyDirs: the root file system is read-only."""
 
@@ -259,11 +262,12 @@ def _container(attempt: _Attempt, resources: dict[str, Any], claims: list[str]) 
 
 
 def pod_settings(manifest: DMDDistillation, stage: Stage) -> PodSettings:
-    """The manifest's settings of the pods of `stage`; preflight takes no accelerator, only the template."""
+    """The manifest's settings of the pods of `stage`; preflight takes no accelerator, only memory and the template."""
     spec = manifest.spec
     match stage:
         case Stage.PREFLIGHT:
-            return PodSettings(pod_template=_without_resources(spec.workers.pod_template))
+            memory = {"requests": {"memory": PREFLIGHT_MEMORY}}
+            return PodSettings(resources=memory, pod_template=_without_resources(spec.workers.pod_template))
         case Stage.PREPARE:
             return spec.pair_workers
         case Stage.DISTILL:

@@ -100,11 +100,28 @@ def test_a_bad_field_is_named_with_its_remedy(path: str, value: object, line: st
         ("spec.gates", [{"metric": "Coverage", "min": 0.5}], "spec.gates: each gate's metric must be FID or one of"),
         ("spec.gates", [{"metric": "FID"}], "spec.gates: each gate needs max or min"),
         ("spec.gates", [{"metric": "FID", "max": 1, "min": 2}], "spec.gates: each gate needs max or min"),
+        *(("spec.tracking.alias", alias, "spec.tracking.alias: latest, v1") for alias in ("latest", "LATEST", "V12")),
+        *(
+            ("spec.tracking.registeredModel", name, "spec.tracking.registeredModel: MLflow's filters and models:/")
+            for name in ("it's", 'a"b', "a`b", "a\\b", "..", " a", "a@b", "a#b", "a?b", "a\n")
+        ),
         ("metadata.name", "n" * 47, "metadata.name: must have at most"),
     ],
 )
 def test_contradictory_fields_are_refused(path: str, value: object, line: str) -> None:
     assert any(found.startswith(line) for found in problems(changed(path, value)))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.tracking.alias", "v1-candidate"),
+        ("spec.tracking.alias", "latest-good"),
+        ("spec.tracking.registeredModel", "catalog.schema.model (prod) é"),
+    ],
+)
+def test_names_that_mlflow_takes_are_taken(path: str, value: object) -> None:
+    parse_manifest(changed(path, value))
 
 
 def test_contradictions_that_need_two_changes() -> None:

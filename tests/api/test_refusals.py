@@ -43,6 +43,8 @@ BROKEN: dict[str, dict[str, Any]] = {
     "gates: each gate's": changed("spec.gates", [{"metric": "Coverage", "min": 0.5}]),
     "gates: each gate needs": changed("spec.gates", [{"metric": "FID", "max": 1, "min": 2}]),
     "evaluation.reference": changed("spec.gates", [{"metric": "FID", "max": 1}]),
+    "tracking.alias": changed("spec.tracking.alias", "Latest"),
+    "tracking.registeredModel": changed("spec.tracking.registeredModel", "it's"),
     "metadata.name": changed("metadata.name", "n" * 47),
 }
 BROKEN["method.guidanceNoise: minTimestep"]["spec"]["teacher"]["guidanceScale"] = 2

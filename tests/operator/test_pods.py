@@ -191,7 +191,7 @@ def test_the_template_adds_what_gpu_clusters_ask_for() -> None:
     assert environment(job)["NCCL_DEBUG"] == "INFO"
     _, preflight = objects(Stage.PREFLIGHT, workers=workers)
     assert pod(preflight)["nodeSelector"] == {"gpu": "h100"}
-    assert "resources" not in pod(preflight)["containers"][0], "preflight takes no GPU"
+    assert pod(preflight)["containers"][0]["resources"] == {"requests": {"memory": "4Gi"}}, "preflight takes no GPU"
 
 
 def test_queue_and_priority_are_passed_on_to_the_job() -> None:

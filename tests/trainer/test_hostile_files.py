@@ -31,10 +31,11 @@ from dmd_trainer.families.initial_weights import read_initial_weights
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
 from dmd_trainer.publishing.export import CardFacts, export_pipeline
-from dmd_trainer.publishing.registry import check_reachable
+from dmd_trainer.publishing.registry import open_run
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.fetch import ASSETS, local_path
 from dmd_trainer.runtime.storage import open_storage
+from dmd_trainer.tracking.client import TrackedRun
 from dmd_trainer.training.best import BestGenerator, load_best
 from dmd_trainer.training.checkpoints import Checkpointer
 from dmd_trainer.training.history import read_history
@@ -168,7 +169,7 @@ READERS: dict[str, Callable[[str, Path], object]] = {
     "evaluation.clip.uri": lambda uri, scratch: load_clip_score(Location(uri=uri), scratch, CPU),
     "evaluation.features.uri": read_features,
     "storage.uri": read_storage,
-    "tracking.uri": lambda uri, scratch: check_reachable(uri),
+    "tracking.uri": lambda uri, scratch: open_run(TrackedRun(uri, "tests", "n", "k"), "n", "{}"),
 }
 """How a stage reads each field's URI."""
 ADDRESSES = {"storage.endpointUrl"}

@@ -5,10 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmd_api.errors import InfrastructureError, InterruptedRunError
+from dmd_api.errors import BadInputError, InfrastructureError, InterruptedRunError
 from dmd_api.loading import parse_manifest
 from dmd_api.stages import Stage
 from dmd_api.text import neutral
@@ -26,10 +29,10 @@ from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
 from dmd_trainer.publishing.publish import finish_run, publish
-from dmd_trainer.publishing.registry import RegistryEntry, check_reachable, register_generator, set_alias
+from dmd_trainer.publishing.registry import RegistryEntry, open_run, register_generator, set_alias
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.storage import FileStorage
-from dmd_trainer.tracking.client import TrackedRun, mlflow_client
+from dmd_trainer.tracking.client import TrackedRun, failing_run, mlflow_client
 from dmd_trainer.tracking.tracker import Tracker
 from dmdctl.local.local_runner import free_port
 from tests.awkward import AWKWARD
@@ -234,4 +237,91 @@ def test_records_that_do_not_arrive_are_an_infrastructure_error(
 
 def test_a_registry_that_is_away_is_an_infrastructure_error() -> None:
     with pytest.raises(InfrastructureError, match="does not answer"):
-        check_reachable(f"http://127.0.0.1:{free_port()}")
+        open_run(TrackedRun(f"http://127.0.0.1:{free_port()}", "tests", "tiny", "key"), "tiny", "{}")
+
+
+def test_a_run_is_opened_once_with_all_that_its_end_needs(tmp_path: Path) -> None:
+    run = TrackedRun(new_database(tmp_path), "tests", "tiny", "key")
+    opened = [open_run(run, "tiny", '{"kind": "x"}') for _ in range(2)]
+    assert opened[0] == opened[1]
+    client = mlflow_client(run.uri)
+    assert client.get_run(opened[0]).info.status == "SCHEDULED"
+    assert Path(client.download_artifacts(opened[0], "manifest.json", str(tmp_path))).read_text() == '{"kind": "x"}'
+    assert client.get_registered_model("tiny").name == "tiny"
+
+
+@pytest.mark.parametrize(("error", "status"), [(InterruptedRunError("x"), "KILLED"), (BadInputError("x"), "FAILED")])
+def test_a_run_that_fails_before_its_tracker_began_says_so(tmp_path: Path, error: Exception, status: str) -> None:
+    run = TrackedRun(new_database(tmp_path), "tests", "tiny", "key")
+    run_id = open_run(run, "tiny", "{}")
+    with pytest.raises(type(error)), failing_run(run, run_id):
+        raise error
+    assert mlflow_client(run.uri).get_run(run_id).info.status == status
+
+
+def test_a_deleted_experiment_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    run = TrackedRun(new_database(tmp_path), "tests", "tiny", "key")
+    client = mlflow_client(run.uri)
+    experiment = client.create_experiment("tests")
+    client.delete_experiment(experiment)
+    with pytest.raises(
+        BadInputError, match=rf"spec\.tracking\.experiment: tests is deleted.*--experiment-id {experiment}"
+    ):
+        open_run(run, "tiny", "{}")
+    client.restore_experiment(experiment)
+    open_run(run, "tiny", "{}")
+
+
+def test_a_name_that_a_prompt_has_is_refused(tmp_path: Path) -> None:
+    run = TrackedRun(new_database(tmp_path), "tests", "tiny", "key")
+    mlflow_client(run.uri).register_prompt("tiny", "a template")
+    with pytest.raises(BadInputError, match=r"spec\.tracking\.registeredModel: tiny"):
+        open_run(run, "tiny", "{}")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, b"<html>"), (200, b"{}"), (200, b'{"experiment": 3}'), (404, b"no"), (405, b"no")]
+)
+def test_a_server_that_is_not_mlflow_is_bad_input(status: int, body: bytes) -> None:
+    with answering(status, body) as url, pytest.raises(BadInputError, match=r"spec\.tracking\.uri"):
+        open_run(TrackedRun(url, "tests", "tiny", "key"), "tiny", "{}")
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_server_that_is_busy_is_an_infrastructure_error(status: int) -> None:
+    with answering(status, b"later") as url, pytest.raises(InfrastructureError):
+        open_run(TrackedRun(url, "tests", "tiny", "key"), "tiny", "{}")
+
+
+def test_what_is_no_database_is_bad_input(tmp_path: Path) -> None:
+    """At once: MLflow by itself would try for minutes to open the folder."""
+    (tmp_path / "file").write_text("no database" * 1000)
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(BadInputError, match=r"spec\.tracking\.uri"):
+            open_run(TrackedRun(f"sqlite:///{path}", "tests", "tiny", "key"), "tiny", "{}")
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """A server that answers everything alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from botocore.exceptions import BotoCoreError, ClientError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from dmd_api.errors import BadInputError, InfrastructureError
 from dmd_trainer.runtime import storage as storage_module
@@ -120,6 +123,24 @@ def test_only_regular_files_of_the_folder_are_read(tmp_path: Path) -> None:
     (tmp_path / "runs" / "elsewhere").symlink_to(tmp_path)
     with pytest.raises(BadInputError, match="no regular file of the storage"):
         whole.sub("elsewhere").read("secret")
+
+
+def test_of_weights_the_header_can_be_had_alone(storage: Storage, tmp_path: Path) -> None:
+    whole = save({"a": torch.ones(100, 1000), "b": torch.ones(3)})
+    storage.write("whole", whole)
+    storage.write("truncated", whole[:-1])
+    storage.write("other", b"GARBAGE" * 10)
+    storage.write("empty", b"")
+    copies = {key: tmp_path / "headers" / key for key in storage.list()}
+    for key, path in copies.items():
+        storage.download_header(key, path)
+    assert [path.stat().st_size for path in copies.values()] == [0, 70, len(whole) - 1, len(whole)]
+    assert copies["whole"].stat().st_blocks * 512 < len(whole) // 2, "a file that is mostly a hole"
+    with safe_open(copies["whole"], framework="pt") as file:
+        assert {key: file.get_slice(key).get_shape() for key in file.keys()} == {"a": [100, 1000], "b": [3]}  # noqa: SIM118
+    for key in ("truncated", "other", "empty"):
+        with pytest.raises(SafetensorError):
+            safe_open(copies[key], framework="pt")
 
 
 def test_a_large_file_travels_in_parts(storage: Storage, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from dmd_trainer.runtime.reading import reason_of
+from dmd_api.errors import first_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,7 +58,7 @@ def decode(content: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise UndecodableError(f"it is neither of {', '.join(FORMATS)}") from error
     except Exception as error:  # PIL's plugins raise SyntaxError, struct.error, IndexError... at damaged files
-        raise UndecodableError(reason_of(error)) from error
+        raise UndecodableError(first_line(error)) from error
 
 
 def _as_seen(picture: Image.Image) -> Image.Image:

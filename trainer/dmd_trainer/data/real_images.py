@@ -148,11 +148,15 @@ class RealImages:
 
     def _sample(self, sample: Tensor) -> Tensor:
         """A picture or tensor [C, H, W] in the teacher's space; each alone, so that batches do not change it."""
-        teacher = self._teacher
-        if tuple(sample.shape) == teacher.sample_shape:
+        self._check_shape(sample)
+        if tuple(sample.shape) == self._teacher.sample_shape:
             return sample.to(self._device)
-        if tuple(sample.shape) == teacher.image_shape:
-            return teacher.autoencoder.encode(sample[None].to(self._device))[0].float()
+        return self._teacher.autoencoder.encode(sample[None].to(self._device))[0].float()
+
+    def _check_shape(self, sample: Tensor) -> None:
+        teacher = self._teacher
+        if tuple(sample.shape) in (teacher.sample_shape, teacher.image_shape):
+            return
         found, wanted = ("x".join(map(str, shape)) for shape in (sample.shape, teacher.sample_shape))
         raise BadInputError(
             f"{self.images.field}: {self.images.uri}: a sample is {found}, but the teacher denoises {wanted}; "

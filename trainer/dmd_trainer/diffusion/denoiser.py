@@ -93,7 +93,9 @@ class Denoiser:
     def call_network(self, x_t: Tensor, level: NoiseLevel, condition: Condition, **options: Any) -> Tensor:
         """What the network itself says: F(c_in x_t, time); `options` are passed on to it."""
         into = per_sample(self.scalings(level).into, x_t)
-        with torch.autocast(x_t.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        # Autocast knows no meta device, where only shapes are computed.
+        kind = "cpu" if x_t.is_meta else x_t.device.type
+        with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
             time = level.time.to(x_t.device, torch.promote_types(x_t.dtype, torch.float32))
             arguments = _arguments(condition, x_t)
             (output,) = self.network(into * x_t, timestep=time, **arguments, return_dict=False, **options)

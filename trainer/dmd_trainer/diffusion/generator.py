@@ -1,5 +1,6 @@
 """The generator: the teacher's network, called at one noise level, or at a few (DMD2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +29,12 @@ class Generator:
     Attributes:
         denoiser: the trainable copy of the teacher behind the teacher's preconditioning.
         timesteps: the indices of the noise levels in the teacher's schedule, noisiest first.
+        fresh_noise: the noise that is added before a step, from the first noise and the step's name.
     """
 
     denoiser: Denoiser
     timesteps: tuple[int, ...]
+    fresh_noise: Callable[[Tensor, str], Tensor] = further_noise
 
     def __call__(self, noise: Tensor, condition: Condition) -> Tensor:
         """Images or latents [B, C, H, W] from unit-variance noise [B, C, H, W], by all steps."""
@@ -60,7 +63,7 @@ class Generator:
             images = self.step(x_t[rows], part, torch.full((len(rows),), number))
             if len(later):
                 level = schedule.at(self._index(torch.full((len(rows),), number + 1)))
-                again = add_noise(images, further_noise(noise[rows], f"step {number + 1}"), level)
+                again = add_noise(images, self.fresh_noise(noise[rows], f"step {number + 1}"), level)
                 x_t = x_t.index_copy(0, rows, again)
         return x_t
 

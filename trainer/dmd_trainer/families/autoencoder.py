@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dmd_api.errors import BadInputError
+from dmd_trainer.families.loading import META, load_part
 
 
 class Pixels(nn.Module):
@@ -34,6 +34,7 @@ class Autoencoder(Pixels):
         directory: a pipeline with `vae/`.
         statistics: from the VAE's configuration to the mean and standard deviation that the pipeline reads there.
         dtype: what its weights are kept in.
+        device: the meta device, if no weights are to be read.
 
     Raises:
         BadInputError: there is none, or it cannot be loaded.
@@ -44,18 +45,13 @@ class Autoencoder(Pixels):
         directory: Path,
         statistics: Callable[[Mapping[str, Any]], tuple[Sequence[float], Sequence[float]]],
         dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         from diffusers import AutoencoderKL
 
-        try:
-            self.vae = AutoencoderKL.from_pretrained(directory, subfolder="vae", use_safetensors=True)
-        except Exception as error:  # diffusers raises nearly anything at what it cannot load
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BadInputError(
-                f"{directory}/vae: the autoencoder cannot be loaded ({reason}); save the whole pipeline again with "
-                "save_pretrained(..., safe_serialization=True)"
-            ) from error
+        options = {"device_map": META} if device is not None and device.type == META else {}
+        self.vae = load_part(directory, "vae", AutoencoderKL, **options)
         # Networks that overflow in half precision say so (SDXL's).
         self.dtype = torch.float32 if self.vae.config.force_upcast else dtype
         self.vae.requires_grad_(False).eval().to(self.dtype)

@@ -1,12 +1,14 @@
 """Stock pipelines in a folder: parts of known classes alone, and none of the code that the folder may bring"""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmd_api.errors import BadInputError
+from dmd_api.errors import BadInputError, refusing
 from dmd_api.parsing import read_json_object
 from dmd_trainer.families.networks.song_unet import SongUNet
 
+SAVE_AGAIN = "save the pipeline again with save_pretrained(..., safe_serialization=True)"
 TRANSFORMERS = (
     "CLIPFeatureExtractor",
     "CLIPImageProcessor",
@@ -28,21 +30,34 @@ OWN = (["song_unet", "SongUNet"], ["diffusers", "SongUNet"])
 """What an index says of our own network: its file is in the folder too, but here it is loaded by our class."""
 
 
+def read_json(path: Path, otherwise: str = "the pipeline is not complete") -> dict[str, Any]:
+    """A JSON object from a pipeline's folder.
+
+    Raises:
+        BadInputError: it is missing (and `otherwise` says what that means), or holds something else.
+    """
+    try:
+        return read_json_object(path)
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: missing: {otherwise}; {SAVE_AGAIN}") from error
+
+
 def read_index(directory: Path) -> dict[str, Any]:
     """A pipeline's `model_index.json`, whose parts are all of known classes.
 
     Raises:
         BadInputError: it cannot be read, or it names a class that is not loaded here.
     """
+    from diffusers import DiffusionPipeline
+
     path = directory / "model_index.json"
-    try:
-        index = read_json_object(path)
-    except FileNotFoundError as error:
-        raise BadInputError(f"{path}: missing; is it a diffusers pipeline?") from error
-    if not isinstance(index.get("_class_name"), str):
-        raise BadInputError(f"{path}: names no class of diffusers; a pipeline with code of its own is not loaded")
+    index = read_json(path, "the folder is not a diffusers pipeline")
+    if not _is_a(_of_diffusers(index.get("_class_name")), DiffusionPipeline):
+        raise BadInputError(
+            f"{path}: {index.get('_class_name')} is no pipeline of diffusers; one with code of its own is not loaded"
+        )
     for part, value in index.items():
-        if isinstance(value, list) and not _is_known(value):
+        if isinstance(value, list) and not part.startswith("_") and not _is_known(value):
             raise BadInputError(f"{path}: {part} is {value}, a class that is not loaded here; save a stock pipeline")
     return index
 
@@ -56,8 +71,14 @@ def _is_known(value: list[Any]) -> bool:
         case ["transformers", str(name)]:
             return name in TRANSFORMERS
         case ["diffusers", str(name)]:
-            return _is_a(getattr(diffusers, name, None), diffusers.ModelMixin, diffusers.SchedulerMixin)
+            return _is_a(_of_diffusers(name), diffusers.ModelMixin, diffusers.SchedulerMixin)
     return False
+
+
+def _of_diffusers(name: Any) -> Any:
+    import diffusers
+
+    return getattr(diffusers, name, None) if isinstance(name, str) else None
 
 
 def _is_a(found: Any, *kinds: type) -> bool:
@@ -67,6 +88,15 @@ def _is_a(found: Any, *kinds: type) -> bool:
 def absent_parts(index: dict[str, Any]) -> dict[str, None]:
     """Parts that a pipeline was saved without, which must be said to be absent (SD3 without T5)."""
     return {part: None for part, value in index.items() if value == [None, None]}
+
+
+def present_parts(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The library and the class of each part that a pipeline has."""
+    return {
+        part: (value[0], value[1])
+        for part, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and None not in value
+    }
 
 
 def load_pipeline(directory: Path, **given: Any) -> Any:
@@ -82,11 +112,9 @@ def load_pipeline(directory: Path, **given: Any) -> Any:
     import diffusers
 
     index = read_index(directory)
-    pipeline: Any = getattr(diffusers, index["_class_name"], None)
-    if not _is_a(pipeline, diffusers.DiffusionPipeline):
-        raise BadInputError(f"{directory}: {index['_class_name']} is no pipeline of diffusers; save a stock pipeline")
+    pipeline: Any = getattr(diffusers, index["_class_name"])
     own = [part for part, value in index.items() if value in OWN and part not in given]
-    try:
+    with refusing(f"{directory}: the pipeline cannot be loaded", SAVE_AGAIN):
         loaded = pipeline.from_pretrained(
             directory, use_safetensors=True, **absent_parts(index) | dict.fromkeys(own) | given
         )
@@ -94,7 +122,4 @@ def load_pipeline(directory: Path, **given: Any) -> Any:
         loaded.register_modules(
             **{part: SongUNet.from_pretrained(directory, subfolder=part, use_safetensors=True) for part in own}
         )
-    except Exception as error:  # diffusers raises nearly anything at what it cannot load
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInputError(f"{directory}: the pipeline cannot be loaded ({reason}); save all of it again") from error
     return loaded

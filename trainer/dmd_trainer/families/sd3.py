@@ -1,7 +1,6 @@
 """Stable Diffusion 3: latents, a flow-matching transformer, two CLIP text encoders and T5 (arXiv 2403.03206)."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -93,6 +92,8 @@ class SD3(StableDiffusion):
         """Without T5, its embeddings are zeros of a width that only the transformer's configuration knows."""
         import torch
 
-        config = json.loads((directory / self.part / "config.json").read_text())
+        from dmd_trainer.families.loading import part_config
+
+        config = part_config(directory, self.part)
         with torch.device("meta"):
             return {self.part: self.network_class(config).from_config(config)}

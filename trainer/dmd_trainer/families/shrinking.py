@@ -46,9 +46,7 @@ def _save_text_parts(family: Family, decoder: dict[str, Any], folder: Path) -> d
     import transformers
     from diffusers import AutoencoderKL
 
-    widths = [WIDTH // 2] * len(decoder["block_out_channels"])
-    small = decoder | {"block_out_channels": widths, "layers_per_block": 1, "norm_num_groups": GROUPS}
-    AutoencoderKL.from_config(small).save_pretrained(folder / "vae")
+    AutoencoderKL.from_config(small_decoder(decoder)).save_pretrained(folder / "vae")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(ASSETS / "emoji-clip")
     text = small_text_config(tokenizer)
     parts: dict[str, list[str | None]] = {"vae": ["diffusers", "AutoencoderKL"]}
@@ -60,6 +58,12 @@ def _save_text_parts(family: Family, decoder: dict[str, Any], folder: Path) -> d
             f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"],
         }
     return parts | {part: [None, None] for part in family.absent}
+
+
+def small_decoder(decoder: dict[str, Any]) -> dict[str, Any]:
+    """A VAE's configuration with as many levels, all of them narrow."""
+    widths = [WIDTH // 2] * len(decoder["block_out_channels"])
+    return decoder | {"block_out_channels": widths, "layers_per_block": 1, "norm_num_groups": GROUPS}
 
 
 def small_text_config(tokenizer: Any) -> Any:

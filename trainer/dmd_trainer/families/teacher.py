@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmd_api.errors import BadInputError
-from dmd_api.parsing import read_json_object
+from dmd_api.errors import BadInputError, naming, refusing
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.conditions.labels import ClassLabels, Unconditional
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
@@ -18,6 +17,8 @@ from dmd_trainer.diffusion.prediction import prediction_of
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
 from dmd_trainer.families.autoencoder import Autoencoder, Pixels
 from dmd_trainer.families.family import Family
+from dmd_trainer.families.loading import META, load_part, part_config
+from dmd_trainer.families.pipelines import SAVE_AGAIN, read_index
 from dmd_trainer.families.table import NETWORKS, find_family
 
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -34,7 +35,7 @@ class Teacher:
         directory: the diffusers pipeline it came from.
         sample_shape: (C, H, W) of what it denoises.
         num_class_embeds: how many labels its network embeds; None where it embeds none.
-        digest: SHA-256 of its weights and configurations, which keys what is cached about it.
+        digest: SHA-256 of its weights and configurations, which keys what is cached about it; empty without weights.
         autoencoder: between images and what it denoises.
         offloaded: whether its network's weights stay in the host's memory between calls.
     """
@@ -98,6 +99,7 @@ class Teacher:
         return ClassLabels(class_count, class_count if class_count == embedded - 1 else None)
 
 
+@naming("spec.teacher.uri")
 def load_teacher(
     directory: Path,
     *,
@@ -110,82 +112,80 @@ def load_teacher(
 
     Args:
         directory: holds `model_index.json`, `scheduler/`, `unet/` or `transformer/`, and `vae/` for latents.
-        device: where the network goes.
+        device: where the network goes; on the meta device it has no weights, and none are read but their names, dtypes
+            and shapes (the noise schedule stays on the CPU).
         autocast: the dtype that the network runs in, see `Denoiser`.
         weights: what the frozen weights are kept in: fp32, bf16 or fp8.
         offload: whether they stay in the host's memory between calls.
 
     Raises:
-        BadInputError: it is no diffusers pipeline, or one of its parts is missing or of a kind not known here.
+        BadInputError: it is no diffusers pipeline, or one of its parts is missing, of a kind not known here, or does
+            not load as its own library loads it.
     """
-    scheduler = _read_config(directory, "scheduler", "scheduler_config.json")
-    family = _family(directory, scheduler)
-    schedule = schedule_from_scheduler(family.pipeline_scheduler(scheduler))
-    network = _load_network(directory, family).requires_grad_(False)
-    size = network.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
-    if not height or network.config.in_channels != network.config.out_channels:
-        raise BadInputError(
-            f"{directory}/{family.part}/config.json: needs a sample_size and as many out_channels as in_channels"
-        )
-    autoencoder = Autoencoder(directory, family.latent_statistics, WEIGHTS[weights]) if family.takes_text else Pixels()
-    place_network(network, torch.device(device), weights, offload)
+    on = torch.device(device)
+    read_index(directory)
+    with refusing(f"{directory}: its configurations cannot be used", SAVE_AGAIN):
+        scheduler = part_config(directory, "scheduler", "scheduler_config.json")
+        family = _family(directory, scheduler)
+        schedule = schedule_from_scheduler(family.pipeline_scheduler(scheduler))
+        prediction = prediction_of(scheduler)
+        network = _load_network(directory, family, on).requires_grad_(False)
+        sample_shape = _sample_shape(directory, family, network)
+        statistics, dtype = family.latent_statistics, WEIGHTS[weights]
+        autoencoder = Autoencoder(directory, statistics, dtype, on) if family.takes_text else Pixels()
+    empty = on.type == META
+    if not empty:
+        place_network(network, on, weights, offload)
     classes = getattr(network.config, "num_class_embeds", None)
     return Teacher(
         family=family,
         # Weights of 8 or 16 bits have no products with float32: their network runs in bfloat16.
         denoiser=Denoiser(
             network,
-            schedule.to(device),
-            prediction_of(scheduler),
+            schedule if empty else schedule.to(on),
+            prediction,
             autocast if weights == "fp32" else torch.bfloat16,
         ),
         directory=directory,
-        sample_shape=(int(network.config.in_channels), int(height), int(width)),
+        sample_shape=sample_shape,
         num_class_embeds=classes if getattr(network, "class_embedding", None) is not None else None,
-        digest=_digest(directory),
-        autoencoder=autoencoder.to(device),
-        offloaded=offload,
+        digest="" if empty else _digest(directory),
+        autoencoder=autoencoder.to(on),
+        offloaded=offload and not empty,
     )
 
 
 def _family(directory: Path, scheduler: dict[str, Any]) -> Family:
     part = "transformer" if (directory / "transformer").is_dir() else "unet"
-    config = _read_config(directory, part)
+    config = part_config(directory, part)
     family = find_family(config, scheduler)
     if family is None or family.part != part:
         raise BadInputError(
             f"{directory}/{part}: {config.get('_class_name')} is not supported; use a {' or '.join(NETWORKS)}"
         )
-    if family.takes_text and (kind := _read_config(directory, "vae")["_class_name"]) != "AutoencoderKL":
+    if family.takes_text and (kind := part_config(directory, "vae")["_class_name"]) != "AutoencoderKL":
         # Loaded as the one that is known it would have random weights.
         raise BadInputError(f"{directory}/vae: a {kind} is not supported, only AutoencoderKL; use another teacher")
     family.check_configurations(config, scheduler)
     return family
 
 
-def _read_config(directory: Path, part: str, file: str = "config.json") -> dict[str, Any]:
-    """A part's configuration; its class is the one that diffusers would make of it, the index's."""
-    index = _read_json(directory / "model_index.json", "the teacher is not a diffusers pipeline")
-    path = directory / part / file
-    config = _read_json(path, f"the teacher has no {part}/")
-    entry = index.get(part)
-    named, own = entry[1] if isinstance(entry, list) and len(entry) == 2 else None, config.get("_class_name")
-    if named is not None and own not in (None, named):
-        raise BadInputError(f"{path}: a {own}, but model_index.json says {named}; make them agree")
-    return {**config, "_class_name": own or named}
+def _load_network(directory: Path, family: Family, device: torch.device | None = None) -> Any:
+    """In float32, on the CPU or, if that is asked for, without weights."""
+    kind = family.network_class(part_config(directory, family.part))
+    options = {"device_map": META} if device is not None and device.type == META else {}
+    return load_part(directory, family.part, kind, **options).float().eval()
 
 
-def _load_network(directory: Path, family: Family) -> Any:
-    config = _read_config(directory, family.part)
-    try:
-        network = family.network_class(config).from_pretrained(directory, subfolder=family.part, use_safetensors=True)
-    except Exception as error:  # diffusers raises nearly anything at what it cannot load
+def _sample_shape(directory: Path, family: Family, network: Any) -> tuple[int, int, int]:
+    size = network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
+    if not height or network.config.in_channels != network.config.out_channels:
         raise BadInputError(
-            f"{directory}/{family.part}: the weights cannot be loaded ({_first_line(error)}); "
-            "save the pipeline again with save_pretrained(..., safe_serialization=True)"
-        ) from error
-    return network.float().eval()
+            f"{directory}/{family.part}/config.json: needs a sample_size and as many out_channels as "
+            "in_channels; inpainting and depth networks, which take more, are not supported"
+        )
+    return int(network.config.in_channels), int(height), int(width)
 
 
 def place_network(network: Any, device: torch.device, weights: str, offload: bool) -> None:
@@ -209,14 +209,3 @@ def _digest(directory: Path) -> str:
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
-
-
-def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    try:
-        return read_json_object(path)
-    except FileNotFoundError as error:
-        raise BadInputError(f"{path}: missing: {otherwise}; save one with DiffusionPipeline.save_pretrained") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmd_api.errors import naming
 from dmd_api.parsing import read_json_object
 from dmd_api.spec import Lora, Method
 from dmd_trainer.diffusion.generator import generator_timesteps
+from dmd_trainer.families.loading import check_loading
 from dmd_trainer.families.networks import ship_code
 from dmd_trainer.families.parts import check_parts
 from dmd_trainer.families.table import EXPORTED
@@ -20,14 +22,18 @@ from dmd_trainer.publishing.licence import copy_licence
 from dmd_trainer.publishing.model_card import PICTURE, Call, CardFacts, model_card
 
 
+@naming("spec.teacher.uri")
 def check_exportable(teacher: Teacher, method: Method) -> None:
     """Says before training what could not be exported after it.
 
     Raises:
-        BadInputError: no stock pipeline calls such a network, or a part of the teacher's pipeline cannot be loaded.
+        BadInputError: no stock pipeline calls such a network, or a part of the teacher's that the export has is missing
+            or does not load.
     """
     family, schedule = teacher.family, teacher.denoiser.schedule
     check_parts(teacher.directory, family)
+    if teacher.takes_text:  # others export their network alone
+        check_loading(teacher.directory, {family.part: teacher.denoiser.network})
     family.check_exportable(teacher.denoiser.prediction, teacher.num_class_embeds, method)
     family.generator_scheduler(schedule, generator_timesteps(method, schedule))
 

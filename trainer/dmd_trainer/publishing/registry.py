@@ -1,11 +1,14 @@
 """The generator in MLflow's model registry: logged, registered once, and given its alias if it earned it."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmd_api.errors import BadInputError, refusing
 from dmd_api.text import neutral
 from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, ask, find_or_create_run, mlflow_client
 
@@ -84,14 +87,42 @@ def set_alias(
     )
 
 
-def check_reachable(uri: str) -> None:
-    """Asks the tracking server for anything at all; errors as `register_generator`, without its patience.
+def open_run(run: TrackedRun, name: str, manifest: str) -> str:
+    """Makes what a run needs at its end in MLflow, as far as it can be made before: run, an artifact, registered model.
+
+    Args:
+        run: made if it is not there, and SCHEDULED until its first stage with a tracker begins.
+        name: the registered model's.
+        manifest: kept with the run as `manifest.json`, which shows that its artifacts can be written.
+
+    Returns:
+        MLflow's id of the run.
 
     Raises:
-        InfrastructureError: it does not answer.
-        BadInputError: it refuses.
+        InfrastructureError: the server does not answer.
+        BadInputError: it refuses, is no MLflow server, or the experiment was deleted.
     """
-    ask(uri, lambda: mlflow_client(uri).search_experiments(max_results=1), patience=0)
+
+    def make() -> str:
+        client = mlflow_client(run.uri)
+        run_id = find_or_create_run(client, run)
+        _ = client.get_run(run_id).data.tags[RUN_KEY_TAG]  # a server of another kind may answer anything at all
+        client.update_run(run_id, status="SCHEDULED")
+        client.log_text(run_id, manifest, "manifest.json")
+        _make_registered_model(client, name)
+        return run_id
+
+    with refusing(f"spec.tracking.uri: {run.uri}: what it answers is not MLflow's", "check the address"):
+        if run.uri.startswith("sqlite:///"):
+            _open_database(Path(run.uri.removeprefix("sqlite:///")))
+        return ask(run.uri, make, patience=0)
+
+
+def _open_database(path: Path) -> None:
+    """Opens it once without MLflow, which tries for minutes to open what is no database."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA schema_version")
 
 
 def _log_and_register(client: "MlflowClient", run: TrackedRun, run_id: str, entry: RegistryEntry) -> str:
@@ -126,6 +157,10 @@ def _make_registered_model(client: Any, name: str) -> None:
     try:
         client.create_registered_model(name)
     except MlflowException as error:
+        if "already taken by a prompt" in str(error):  # which has the same code
+            raise BadInputError(
+                f"spec.tracking.registeredModel: {name} is the name of a prompt there; choose another one"
+            ) from error
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 

@@ -8,8 +8,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from dmd_api.errors import BadInputError, InfrastructureError
-from dmd_trainer.runtime.reading import reason_of
+from dmd_api.errors import BadInputError, InfrastructureError, first_line
 
 ABOUT = ("model_index.json", "README.md", "LICENSE*", "LICENCE*", "NOTICE*")
 """The files at the top of a pipeline's repository that are taken; an export passes on all but the first."""
@@ -142,7 +141,7 @@ def _asking(place: HubPath) -> Iterator[None]:
                 "below HF_HOME, or allow a network"
             ) from error
         raise InfrastructureError(
-            f"{uri}: the hub does not answer ({reason_of(error)}); is there a network?"
+            f"{uri}: the hub does not answer ({first_line(error)}); is there a network?"
         ) from error
 
 

@@ -1,17 +1,12 @@
 """Reads what users give: whatever a library raises at it is bad input, and hidden files are not data."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from dmd_api.errors import BadInputError, DMDError, InfrastructureError
-
-MAX_REASON = 200
-"""Characters of a library's own words that are passed on."""
-NOT_THE_FILES_FAULT = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
+from dmd_api.errors import refusing
 
 
 @contextmanager
@@ -26,22 +21,8 @@ def reading(what: str, remedy: str = "replace or remove it") -> Iterator[None]:
         BadInputError: it cannot be read, for whatever reason.
         InfrastructureError: this machine's disks or its network are to blame.
     """
-    try:
+    with refusing(f"{what} cannot be read", remedy):
         yield
-    except DMDError:
-        raise
-    except (
-        Exception
-    ) as error:  # parsers of damaged files raise IndexError, struct.error, RecursionError, MemoryError...
-        if isinstance(error, OSError) and error.errno in NOT_THE_FILES_FAULT:
-            raise InfrastructureError(f"{what} cannot be read ({error.strerror}); is the disk in order?") from error
-        raise BadInputError(f"{what} cannot be read ({reason_of(error)}); {remedy}") from error
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error's text, shortened; its kind where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:MAX_REASON] if lines else type(error).__name__
 
 
 def is_left_out(path: str) -> bool:

@@ -28,6 +28,10 @@ CLAIMS = Path(runtime.CLAIMS)
 OUTAGE_SECONDS = 300
 """How long a storage that does not answer is asked again before the stage gives up."""
 MULTIPART_BYTES = 16 * 2**20
+HEADER_LENGTH = 8
+"""The bytes of the length that a safetensors file begins with."""
+LONGEST_HEADER = 100_000_000
+"""The longest that safetensors reads."""
 
 
 class KeyNotFoundError(BadInputError):
@@ -71,6 +75,20 @@ class Storage(ABC):
         if not isinstance(content, dict):
             raise BadInputError(f"{self.uri_of(key)}: is no JSON object; remove it")
         return content
+
+    @abstractmethod
+    def read_start(self, key: str, length: int) -> tuple[bytes, int]:
+        """An object's first bytes, at most `length`, and how many it has; errors as `read`."""
+
+    def download_header(self, key: str, path: Path) -> None:
+        """Makes a local file as long as an object, and as empty, but for the header that safetensors begin with."""
+        start, size = self.read_start(key, HEADER_LENGTH)
+        header = HEADER_LENGTH + int.from_bytes(start, "little")
+        start, size = self.read_start(key, min(header, size, LONGEST_HEADER))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(start)
+            file.truncate(size)
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -136,6 +154,15 @@ class FileStorage(Storage):
     def read(self, key: str) -> bytes:
         path = self._path(key)
         return self._do(key, path.read_bytes)
+
+    def read_start(self, key: str, length: int) -> tuple[bytes, int]:
+        path = self._path(key)
+
+        def read() -> tuple[bytes, int]:
+            with path.open("rb") as file:
+                return file.read(length), path.stat().st_size
+
+        return self._do(key, read)
 
     def write(self, key: str, data: bytes) -> None:
         self._replace(self._path(key), lambda partial: partial.write_bytes(data))
@@ -218,6 +245,18 @@ class S3Storage(Storage):
     def read(self, key: str) -> bytes:
         name = self._name(key)
         return self._do(key, lambda: self._client.get_object(Bucket=self._bucket, Key=name)["Body"].read())
+
+    def read_start(self, key: str, length: int) -> tuple[bytes, int]:
+        name = self._name(key)
+
+        def read() -> tuple[bytes, int]:
+            size = self._client.head_object(Bucket=self._bucket, Key=name)["ContentLength"]
+            if not min(size, length):  # of nothing there is no range
+                return b"", size
+            found = self._client.get_object(Bucket=self._bucket, Key=name, Range=f"bytes=0-{length - 1}")
+            return found["Body"].read(), size
+
+        return self._do(key, read)
 
     def write(self, key: str, data: bytes) -> None:
         name = self._name(key)

@@ -1,12 +1,15 @@
 """The checks of preflight, each of one thing that can be wrong with a run."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import torch
 
 from dmd_api import runtime
 from dmd_api.errors import BadInputError
 from dmd_api.spec import Method, Spec
+from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.diffusion.default_solver import teacher_sampling
 from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.dmd.gan import FakeScore
@@ -16,6 +19,7 @@ from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.reference import check_reference
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.export import check_exportable
+from dmd_trainer.publishing.rehearsal import SampleConditions, check_fit, rehearse_end, sample_conditions, sample_once
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.inputs import (
     compare_with_pairs,
@@ -24,6 +28,8 @@ from dmd_trainer.stages.inputs import (
     real_images,
     training_conditions,
 )
+
+META = torch.device("meta")
 
 
 def check_credentials(spec: Spec) -> None:
@@ -50,12 +56,17 @@ def check_storage(context: StageContext) -> None:
 
 
 def check_teacher(context: StageContext, teacher: Teacher) -> None:
-    """Conditions, solver, guidance, time step, and one call of the network."""
+    """Conditions, guidance, time step, export, and whether the parts fit each other: by shapes alone.
+
+    Args:
+        context: preflight's.
+        teacher: on the meta device.
+    """
     spec = context.manifest.spec
-    conditions = training_conditions(context, teacher)
-    scale, negative = spec.teacher.guidance_scale, conditions.negative
+    training_conditions(context, teacher)
+    given = sample_conditions(teacher, spec, META)
     solver, steps = teacher_sampling(spec.method, teacher.denoiser.prediction)
-    teacher_solver(teacher.denoiser, solver, steps, scale, negative)
+    teacher_solver(teacher.denoiser, solver, steps, spec.teacher.guidance_scale, given.negative)
     length = len(teacher.denoiser.schedule)
     for field, timestep in _timesteps(spec.method):
         if timestep is not None and timestep >= length:
@@ -63,21 +74,27 @@ def check_teacher(context: StageContext, teacher: Teacher) -> None:
     check_exportable(teacher, spec.method)
     if spec.method.gan is not None and teacher.family.tap(teacher.denoiser.network) is None:
         raise BadInputError("spec.method.gan: this teacher is no UNet and has no bottleneck; leave method.gan out")
-    noise = torch.zeros(1, *teacher.sample_shape, device=context.device)
+    check_fit(teacher, given.condition)
+
+
+def check_end(context: StageContext, teacher: Teacher) -> None:
+    """A run's end, from the solver to the exported pipeline's picture, on a small copy of the teacher."""
+    with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+        rehearse_end(teacher, context.manifest.spec, Path(folder))
+
+
+def check_weights(context: StageContext, teacher: Teacher, conditions: Conditions) -> None:
+    """What only real weights show, before anything long begins: solver, generator and VAE in their own formats.
+
+    Args:
+        context: of the first stage that computes with the teacher.
+        teacher: with weights.
+        conditions: the training's.
+    """
+    context.progress.update(activity="trying the teacher")
     condition = conditions.embed(conditions.in_turn(1), context.device)
-    middle = torch.tensor([length // 2], device=context.device)
-    with torch.no_grad():
-        try:
-            found = teacher.denoiser(noise, teacher.denoiser.schedule.at(middle), condition)
-        except RuntimeError as error:
-            # Shapes that do not fit: a text encoder of another width, a class table of another size.
-            reason = str(error).strip().splitlines()[0]
-            raise BadInputError(
-                f"spec.teacher.uri: {spec.teacher.uri}: its parts do not fit each other ({reason}); save the pipeline "
-                "again from parts that were trained together"
-            ) from error
-    if not torch.isfinite(found).all():
-        raise BadInputError(f"spec.teacher.uri: {spec.teacher.uri} predicts NaN; its weights are damaged")
+    noise = torch.randn(1, *teacher.sample_shape, generator=torch.Generator().manual_seed(0)).to(context.device)
+    sample_once(teacher, context.manifest.spec, SampleConditions(condition, conditions.negative), noise)
 
 
 def _timesteps(method: Method) -> list[tuple[str, int | None]]:
@@ -118,13 +135,15 @@ def check_evaluation(context: StageContext, teacher: Teacher) -> None:
 
 
 def check_starting_weights(context: StageContext, teacher: Teacher) -> None:
-    """An earlier run's weights fit the teacher's network."""
-    initial = initial_weights(context)
+    """An earlier run's weights fit the teacher's network, by names and shapes."""
+    initial = initial_weights(context, META)
     check_initial_weights(teacher.denoiser.network, initial.generator, "generator")
     if initial.fake_score is not None:
         network = teacher.trainable_network()
         tap = teacher.family.tap(network) if context.manifest.spec.method.gan is not None else None
-        check_initial_weights(FakeScore(network, tap), initial.fake_score, "fakeScore")
+        with META:
+            fake_score = FakeScore(network, tap)
+        check_initial_weights(fake_score, initial.fake_score, "fakeScore")
 
 
 def check_real_images(context: StageContext, teacher: Teacher) -> None:

@@ -12,6 +12,7 @@ from dmd_trainer.evaluation.evaluator import Evaluator
 from dmd_trainer.evaluation.grid import Grid
 from dmd_trainer.health.probe import HealthProbe
 from dmd_trainer.runtime.context import StageContext
+from dmd_trainer.stages.checks import check_weights
 from dmd_trainer.stages.inputs import (
     compare_with_pairs,
     evaluation_conditions,
@@ -33,6 +34,8 @@ def run(context: StageContext) -> dict[str, Any]:
     context.progress.update(activity="loading the teacher")
     teacher = read_teacher(context)
     conditions = training_conditions(context, teacher)
+    if spec.method.regression is None:  # otherwise preparing the pairs has shown it
+        check_weights(context, teacher, conditions)
     distillation = Distillation(
         teacher,
         spec,

@@ -21,16 +21,16 @@ from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.fetch import local_path
 
 
-def read_teacher(context: StageContext) -> Teacher:
-    """The manifest's teacher, on this process's device.
+def read_teacher(context: StageContext, device: torch.device | None = None) -> Teacher:
+    """The manifest's teacher, on this process's device, or on the meta device without weights.
 
     Raises:
         BadInputError: it is missing, or no teacher.
     """
     wanted = context.manifest.spec.teacher
     return load_teacher(
-        local_path(wanted.uri, context.scratch),
-        device=context.device,
+        local_path(wanted.uri, context.scratch, headers_only=device is not None),
+        device=context.device if device is None else device,
         autocast=context.autocast,
         weights=wanted.weights,
         offload=wanted.offload,
@@ -81,8 +81,8 @@ def compare_with_pairs(context: StageContext, teacher: Teacher) -> RegressionLos
     return regression_loss(regression, weights, context.device, teacher.autoencoder)
 
 
-def initial_weights(context: StageContext) -> InitialWeights:
-    """The weights that `spec.method.initFrom` names.
+def initial_weights(context: StageContext, device: torch.device | None = None) -> InitialWeights:
+    """The weights that `spec.method.initFrom` names, on the CPU, or on the meta device their names and shapes.
 
     Raises:
         BadInputError: there are none.
@@ -91,8 +91,8 @@ def initial_weights(context: StageContext) -> InitialWeights:
     if named is None:
         return InitialWeights()
     return InitialWeights(
-        read_initial_weights(named.generator, "generator", context.scratch),
-        read_initial_weights(named.fake_score, "fakeScore", context.scratch),
+        read_initial_weights(named.generator, "generator", context.scratch, device),
+        read_initial_weights(named.fake_score, "fakeScore", context.scratch, device),
     )
 
 

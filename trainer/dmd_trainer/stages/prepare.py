@@ -5,6 +5,7 @@ from typing import Any
 from dmd_trainer.data.pairs import shard_count
 from dmd_trainer.data.teacher_pairs import make_shards
 from dmd_trainer.runtime.context import StageContext
+from dmd_trainer.stages.checks import check_weights
 from dmd_trainer.stages.inputs import read_teacher, training_conditions
 
 
@@ -16,5 +17,7 @@ def run(context: StageContext) -> dict[str, Any]:
     mine = range(context.rank, shard_count(regression.pairs), context.world_size)
     context.progress.update(activity="loading the teacher", unit="pairs", total=regression.pairs)
     teacher = read_teacher(context)
-    make_shards(context, teacher, training_conditions(context, teacher), mine)
+    conditions = training_conditions(context, teacher)
+    check_weights(context, teacher, conditions)
+    make_shards(context, teacher, conditions, mine)
     return {"pairs": regression.pairs, "shards": shard_count(regression.pairs)}

@@ -4,12 +4,13 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from dmd_api.errors import BadInputError, InfrastructureError
+from dmd_api.errors import BadInputError, DMDError, InfrastructureError, InterruptedRunError
 from dmd_api.manifest import DMDDistillation
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ OUTAGE_SECONDS = 600
 """Time that a stage which needs the tracking server waits for it before it gives up (and is tried again)."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 15.0
 INVALID = "INVALID_PARAMETER_VALUE"
-REFUSALS = {INVALID, "PERMISSION_DENIED", "UNAUTHENTICATED", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
-"""Error codes of a server that understood a request and says no; any other error is a server that is away or ill."""
+PASSING_STATUSES = {408, 409, 429, 499}
+"""HTTP's statuses below 500 that another try may end; by all others below it a server says no."""
+SETTLED = ("not in a valid JSON format", "out-of-date database schema", "!= 200", "Invalid url")
+"""Texts of MLflow's errors, which it has no code for, about a server that is none of its own or too old for it."""
 
 _importing = threading.Lock()
 
@@ -69,7 +72,11 @@ def mlflow_client(uri: str) -> "MlflowClient":
 
 
 def find_or_create_run(client: "MlflowClient", run: TrackedRun) -> str:
-    """MLflow's id of the run; it and its experiment are created if they do not exist."""
+    """MLflow's id of the run; it and its experiment are created if they do not exist.
+
+    Raises:
+        BadInputError: the experiment was deleted: MLflow keeps its name, and takes nothing for it.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(run.experiment)
@@ -84,6 +91,11 @@ def find_or_create_run(client: "MlflowClient", run: TrackedRun) -> str:
             experiment_id = found.experiment_id
     else:
         experiment_id = found.experiment_id
+        if found.lifecycle_stage == "deleted":
+            raise BadInputError(
+                f"spec.tracking.experiment: {run.experiment} is deleted at {run.uri}; bring it back with mlflow "
+                f"experiments restore --experiment-id {experiment_id}, or name another one"
+            )
     runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run.key}'", max_results=1)
     if runs:
         return str(runs[0].info.run_id)
@@ -128,7 +140,9 @@ def ask(
 
     def away(error: BaseException) -> bool:
         if isinstance(error, MlflowException):
-            return error.error_code not in REFUSALS
+            status = error.get_http_status_code()
+            settled = any(text in str(error) for text in SETTLED)
+            return not settled and (status >= 500 or status in PASSING_STATUSES)
         return isinstance(error, RequestException | SQLAlchemyError | ConnectionError)
 
     retrying = tenacity.Retrying(
@@ -148,6 +162,18 @@ def ask(
         raise BadInputError(f"spec.tracking.uri: {uri} refuses: {short(error)}") from error
 
 
+@contextmanager
+def failing_run(run: TrackedRun, run_id: str) -> Iterator[None]:
+    """Ends the run in MLflow where what is inside fails: KILLED where it was interrupted, FAILED otherwise."""
+    try:
+        yield
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, InterruptedRunError) else "FAILED"
+        with suppress(DMDError):  # the stage ends with its own error
+            ask(run.uri, lambda: mlflow_client(run.uri).set_terminated(run_id, status), patience=0)
+        raise
+
+
 def is_invalid(error: Exception) -> bool:
     """Returns whether the server says that a request is wrong in itself, so that repeating it is useless."""
     from mlflow.exceptions import MlflowException
@@ -156,5 +182,5 @@ def is_invalid(error: Exception) -> bool:
 
 
 def short(error: Exception) -> str:
-    """An error's first line."""
+    """The first line of an error's text, or its kind where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from dmd_api.errors import BadInputError
+from dmd_api.errors import BadInputError, DMDError
 from dmd_trainer.tracking.client import TrackedRun, find_or_create_run, is_invalid, mlflow_client, retry_waits, short
 from dmd_trainer.tracking.spool import Record, Spool
 
@@ -52,9 +52,8 @@ class Sender:
                         return
             except Exception as error:  # artifact stores raise errors of their own kinds, and the thread has to live
                 if not away:
-                    self._on_message(
-                        f"tracking: {self._run.uri} does not answer ({short(error)}); records are kept and sent later"
-                    )
+                    says = short(error) if isinstance(error, DMDError) else f"does not answer ({short(error)})"
+                    self._on_message(f"tracking: {self._run.uri}: {says}; records are kept and sent later")
                 away = True
                 self._closing.wait(next(waits))
                 continue
