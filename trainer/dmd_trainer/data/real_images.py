@@ -136,8 +136,9 @@ class RealImages:
         labels = [] if self._classes is None else [self._label(label) for label in self.images.labels_looked_at()]
         indices = torch.tensor(self.images.spread())
         for chunk in indices.split(CHECKED_AT_ONCE):
-            self.images.read(chunk.tolist(), self._prepare)
-        self.at(indices[:1])
+            for row in self.images.read(chunk.tolist(), self._prepare):
+                if row is not None:
+                    self._check_shape(row[0])
         return self.images.summary(labels, captions=self._teacher.takes_text)
 
     def _prepare(self, picture: Image.Image) -> Image.Image:
