@@ -102,9 +102,21 @@ def schedule_from_scheduler(config: Mapping[str, Any]) -> Schedule:
         config: the contents of `scheduler/scheduler_config.json`.
 
     Raises:
-        BadInputError: the scheduler is of no family known here, or has fields that are not understood.
+        BadInputError: the scheduler is of no family known here, has fields that are not understood, or values that make
+            no schedule.
     """
     check_understood(config)
+    schedule = _table(config)
+    # Of such values diffusers makes NaN, or noise that falls as time goes on.
+    if not (torch.isfinite(schedule.sigmas).all() and (schedule.sigmas.diff() >= 0).all()):
+        raise BadInputError(
+            f"{FILE}: its numbers make no noise schedule, whose noise grows from step to step; compare its betas or "
+            "sigmas with those that the teacher was trained with"
+        )
+    return schedule
+
+
+def _table(config: Mapping[str, Any]) -> Schedule:
     name = str(config["_class_name"])
     if name in FLOW:
         scheduler = make_scheduler(config, "FlowMatchEulerDiscreteScheduler")

@@ -70,6 +70,7 @@ def _builder(
         return lambda: kind.from_config(small_decoder(read_json(directory / part / "config.json")))
     config_class = kind.config_class  # transformers'
     whole = config_class.from_pretrained(directory / part).to_dict()
+    whole.pop("dtype", None)  # of the files that are read; the small network has the dtype of their weights
     return lambda: kind(config_class.from_dict(_small_transformer(whole)))
 
 

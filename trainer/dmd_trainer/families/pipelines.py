@@ -95,7 +95,7 @@ def present_parts(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return {
         part: (value[0], value[1])
         for part, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and None not in value
+        if isinstance(value, list) and len(value) == 2 and None not in value and not part.startswith("_")
     }
 
 

@@ -54,7 +54,7 @@ class TextEncoder:
             tokenizer = self._pipeline.components.get(part.replace("text_encoder", "tokenizer"))
             if part.startswith("text_encoder") and longest is not None and tokenizer is not None:
                 padded = tokenizer.model_max_length
-                if not 0 < padded <= longest:
+                if not isinstance(padded, int) or not 0 < padded <= longest:
                     raise BadInputError(
                         f"{directory}/{part.replace('text_encoder', 'tokenizer')}/tokenizer_config.json: "
                         f"model_max_length is {padded}, and {part}/config.json takes at most {longest} tokens "

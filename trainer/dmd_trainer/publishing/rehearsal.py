@@ -53,8 +53,8 @@ def sample_conditions(teacher: Teacher, spec: Spec, device: torch.device) -> Sam
         BadInputError: the encoders cannot be loaded, or the teacher has another number of classes.
     """
     if teacher.takes_text:
-        encoder = TextEncoder(teacher.directory, device)
         with refusing(f"{FIELD}: {teacher.directory}: its text encoders cannot encode a prompt", SAVE_AGAIN):
+            encoder = TextEncoder(teacher.directory, device)
             found = SampleConditions(encoder.encode([PROMPT]), encoder.negative())
     else:
         labels = spec.data.class_labels
