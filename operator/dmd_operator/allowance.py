@@ -1,4 +1,4 @@
-"""An allowance of events: some at once, then one now and again, as a pod may cause as many as it likes."""
+"""An allowance: some at once, then one now and again. Of events, which a pod may cause as many of as it likes."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,23 @@ SECONDS_EACH = 300.0
 
 @dataclass
 class Allowance:
-    """What is left for the events of one run and one reason.
+    """What is left; for the events of one run and one reason unless told otherwise.
 
     Attributes:
-        left: how many events, of which parts grow back.
+        at_once: how many there are to begin with, and at most.
+        seconds_each: how long one takes to grow back.
+        left: how many are left, of which parts grow back.
         at: when that was counted, by `time.monotonic`.
     """
 
-    left: float = AT_ONCE
+    at_once: int = AT_ONCE
+    seconds_each: float = SECONDS_EACH
+    left: float = float("inf")
     at: float = 0.0
 
     def take(self, now: float) -> bool:
         """Takes one, if there is one left."""
-        self.left = min(AT_ONCE, self.left + (now - self.at) / SECONDS_EACH)
+        self.left = min(self.at_once, self.left + (now - self.at) / self.seconds_each)
         self.at = now
         if self.left < 1:
             return False

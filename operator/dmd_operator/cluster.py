@@ -157,17 +157,22 @@ class Cluster:
             name: the name of both.
             owner: the uid of the resource that they belong to; others' objects are left alone.
         """
-        for plural, policy in (("jobs", "Foreground"), ("services", "Background")):
-            try:
-                there = await self._objects.get(plural, namespace, name)
-                if owner_uid(there) != owner:
-                    continue
-                preconditions = {"uid": there["metadata"]["uid"]}
-                options = {"propagationPolicy": policy, "preconditions": preconditions}
+        await self._delete("jobs", namespace, name, owner, "Foreground")
+        await self.delete_service(namespace, name, owner)
+
+    async def delete_service(self, namespace: str, name: str, owner: str) -> None:
+        """Deletes an attempt's Service; as `delete_attempt`."""
+        await self._delete("services", namespace, name, owner, "Background")
+
+    async def _delete(self, plural: str, namespace: str, name: str, owner: str, policy: str) -> None:
+        try:
+            there = await self._objects.get(plural, namespace, name)
+            if owner_uid(there) == owner:
+                options = {"propagationPolicy": policy, "preconditions": {"uid": there["metadata"]["uid"]}}
                 await self._objects.delete(plural, namespace, name, options)
-            except ApiException as error:
-                if error.status != HTTPStatus.NOT_FOUND:
-                    raise
+        except ApiException as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
 
     async def delete_resource(self, resource: Mapping[str, Any]) -> None:
         """Deletes the resource as `resource` says it is, its children with it."""

@@ -17,6 +17,12 @@ from dmd_operator.run import Run
 
 def decide(run: Run) -> Decision:
     """Decides what is to be done about `run`."""
+    decision = _decide(run)
+    idle = tuple(job.name for job in run.jobs if job.over and job.has_service and job.name not in decision.delete)
+    return replace(decision, delete_services=idle)
+
+
+def _decide(run: Run) -> Decision:
     run = run.update(observed_generation=run.generation)
     if run.status.completion_time is not None:
         if not endings.may_reopen(run):

@@ -29,6 +29,7 @@ class Decision:
         status: the status to write.
         create: the stage and the number of an attempt to create.
         delete: names of Jobs to delete, their pods with them.
+        delete_services: names of Services that nobody meets by any more.
         delete_resource: the resource's time is over.
         events: the events to report.
         again: when to look again though nothing happens; None: not before something does.
@@ -37,6 +38,7 @@ class Decision:
     status: RunStatus
     create: tuple[Stage, int] | None = None
     delete: tuple[str, ...] = ()
+    delete_services: tuple[str, ...] = ()
     delete_resource: bool = False
     events: tuple[Event, ...] = ()
     again: timedelta | None = None
@@ -44,7 +46,7 @@ class Decision:
     @property
     def acts(self) -> bool:
         """It does more than to note how things are: whoever applies it must have looked closely."""
-        return self.create is not None or bool(self.delete or self.events) or self.delete_resource
+        return any((self.create, self.delete, self.delete_services, self.delete_resource, self.events))
 
 
 def sooner(first: timedelta | None, second: timedelta | None) -> timedelta | None:

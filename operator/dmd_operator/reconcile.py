@@ -14,6 +14,7 @@ from dmd_api.apps import PROGRESS_PORT
 from dmd_api.errors import BadInputError
 from dmd_api.manifest import DMDDistillation
 from dmd_api.stages import Stage, stages
+from dmd_operator.allowance import Allowance
 from dmd_operator.attempts import refused
 from dmd_operator.cluster import Cluster, RefusedError, message_of
 from dmd_operator.decide import decide, unusable
@@ -23,18 +24,22 @@ from dmd_operator.manifests import read_manifest
 from dmd_operator.metrics import DECISION_SECONDS, LOOKS
 from dmd_operator.observe import with_pods
 from dmd_operator.observed import ObservedJob, ObservedPod
+from dmd_operator.pace import only_moved, paced
 from dmd_operator.pods import Owner, attempt_objects
 from dmd_operator.queue import Gone
 from dmd_operator.reading import REFUSED
 from dmd_operator.run import Run
-from dmd_operator.seen import Key, Seen
+from dmd_operator.seen import Key, Seen, Unwritten
 from dmd_operator.settings import OperatorSettings
 from dmd_operator.stored_status import completed, read_status
 
 log = logging.getLogger(__name__)
 
-READ_ALL_EVERY = timedelta(minutes=3)
-"""Watches may lose an event, a deletion above all: this often everything is read again."""
+READ_ALL_EVERY = timedelta(minutes=10)
+"""Watches may lose an event, a deletion above all: this often everything of a run is read again."""
+READS_AT_ONCE, SECONDS_A_READ = 20, 0.1
+"""Runs that are read without anything to be done about them, as all are after a start: some, then one after another."""
+READ_LATER = timedelta(seconds=2)
 _FIRST = (Stage.PREFLIGHT, 1)
 """The attempt that a run begins with."""
 _AT_ONCE = timedelta(milliseconds=100)
@@ -64,6 +69,8 @@ class Reconciler:
 
     def __init__(self, cluster: Cluster, seen: Seen, settings: OperatorSettings) -> None:
         self._cluster, self._seen, self._settings = cluster, seen, settings
+        self._moving: set[Key] = set()
+        self._reads = Allowance(READS_AT_ONCE, SECONDS_A_READ)
 
     async def look(self, key: Key, since: float) -> timedelta | None:
         """Does what is to be done about `key` now, and returns when to look again.
@@ -80,14 +87,20 @@ class Reconciler:
         """
         try:
             seen, now = self._seen.run(key), datetime.now(UTC)
-            if seen.resource is not None and seen.read_at is not None and now - seen.read_at < READ_ALL_EVERY:
+            due = seen.read_at is None or now - seen.read_at >= READ_ALL_EVERY
+            if due and seen.resource is not None and seen.resource.get("status"):
+                # Not so a new run, of which there is nothing but itself to read.
+                due = self._reads.take(time.monotonic())
+                if not due and seen.read_at is None:
+                    return READ_LATER
+            if seen.resource is not None and not due:
                 view = _View(seen.resource, *seen.children())
-                run, decision = await self._decide(view, now)
+                run, decision = await self._decide(key, view, now)
                 if not decision.acts:
                     LOOKS.labels("false").inc()
                     return await self._apply(key, view, run, decision)
             view = await self._read(key, now)
-            run, decision = await self._decide(view, now)
+            run, decision = await self._decide(key, view, now)
             again = await self._apply(key, view, run, decision)
             LOOKS.labels(str(decision.acts).lower()).inc()
             if decision.acts:
@@ -103,6 +116,7 @@ class Reconciler:
         resource = await self._cluster.resource(key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._seen.forget(key)
+            self._moving.discard(key)
             raise Gone
         jobs, pods = await self._cluster.children(resource)
         seen = self._seen.run(key)
@@ -114,12 +128,14 @@ class Reconciler:
             seen.saw_pod(owner, pod)
         return _View(resource, *seen.children())
 
-    async def _decide(self, view: _View, now: datetime) -> tuple[Run | None, Decision]:
+    async def _decide(self, key: Key, view: _View, now: datetime) -> tuple[Run | None, Decision]:
         """The run, None where the manifest cannot be used, and the decision about it."""
         refused: dict[str, str] = view.resource.get(REFUSED) or {}
         if "status" in refused:
             raise UnreadableError(f"{refused['status']}: nothing is known of the run; delete the resource")
         status, unreadable = read_status(view.resource.get("status"))
+        if (unwritten := self._seen.run(key).unwritten) is not None:
+            status = unwritten.on(status)
         generation = view.resource["metadata"]["generation"]
         if refused:
             message = f"{'; '.join(refused.values())}: it is not looked at; make a new DMDDistillation with less in it"
@@ -130,9 +146,13 @@ class Reconciler:
             return None, unusable(status, error.message, now, generation)
         jobs = with_pods(view.jobs, view.pods, now)
         resolved = completed(resolved, unreadable, manifest, jobs)
-        run = Run(manifest, resolved, jobs, now, generation=generation, settings=self._settings.for_decisions())
+        settings = paced(self._settings.for_decisions(), len(self._moving))
+        run = Run(manifest, resolved, jobs, now, generation=generation, settings=settings)
         if (address := _progress_address(run)) is not None:
+            self._moving.add(key)
             run = replace(run, progress=await self._cluster.progress(address))
+        else:
+            self._moving.discard(key)
         decision = decide(run)
         if unreadable:
             decision = replace(decision, events=(*decision.events, _status_reset(unreadable)))
@@ -143,14 +163,21 @@ class Reconciler:
         if decision.delete_resource:
             await self._cluster.delete_resource(resource)
             raise Gone
-        status = decision.status.to_resource()
-        if status != resource.get("status"):
+        status, seen = decision.status.to_resource(), self._seen.run(key)
+        if self._may_wait(key, resource, run, decision):
+            seen.unwritten = Unwritten.of(decision.status)
+        elif status != resource.get("status"):
             resource = await self._cluster.write_status(resource, status)
-            self._seen.run(key).saw(resource)
+            seen.saw(resource)
+            seen.unwritten, seen.written_at = None, datetime.now(UTC)
         uid = resource["metadata"]["uid"]
         # One after the other: a run has as many of the operator's connections as any other, whatever it owns.
         for name in decision.delete:
             await self._cluster.delete_attempt(key.namespace, name, uid)
+        for name in decision.delete_services:
+            await self._cluster.delete_service(key.namespace, name, uid)
+            if (job := seen.jobs.get(name)) is not None:
+                seen.jobs[name] = replace(job, has_service=False)
         if decision.create is not None and run is not None:
             owner = Owner(key.namespace, uid)
             try:
@@ -166,6 +193,14 @@ class Reconciler:
         for event in decision.events:
             await self._report(key, resource, event)
         return decision.again
+
+    def _may_wait(self, key: Key, resource: dict[str, Any], run: Run | None, decision: Decision) -> bool:
+        """Returns whether a status is not worth a write yet: only figures moved, and the last write is not long ago."""
+        written_at = self._seen.run(key).written_at
+        if run is None or written_at is None or decision.acts or run.now - written_at >= run.settings.write_every:
+            return False
+        stored, unreadable = read_status(resource.get("status"))
+        return not unreadable and only_moved(stored, decision.status)
 
     async def _rehearse(self, key: Key, resource: dict[str, Any], manifest: DMDDistillation, owner: Owner) -> None:
         """Finds what the API server would refuse of the later stages while nothing is lost by it.

@@ -19,11 +19,13 @@ class Settings:
     Attributes:
         stall_timeout: a step that does not move for this long is a stall.
         progress_every: how often a running attempt is asked for its progress.
+        write_every: how often a status is written in which only moving figures differ.
         gone_after: how soon to look again at pods that are going away.
     """
 
     stall_timeout: timedelta = timedelta(minutes=30)
     progress_every: timedelta = timedelta(seconds=5)
+    write_every: timedelta = timedelta(seconds=30)
     gone_after: timedelta = timedelta(seconds=5)
 
 

@@ -4,10 +4,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
+from dmd_api.stages import Stage
+from dmd_api.status import RunStatus
 from dmd_operator.allowance import Allowance
 from dmd_operator.observed import ObservedJob, ObservedPod
+from dmd_operator.pace import moving
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,31 @@ class Key:
 
     namespace: str
     name: str
+
+
+@dataclass(frozen=True)
+class Unwritten:
+    """Moving figures of an attempt that were not worth a write by themselves.
+
+    Attributes:
+        stage: the attempt's.
+        attempt: its number.
+        figures: fields of the status.
+    """
+
+    stage: Stage
+    attempt: int
+    figures: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, status: RunStatus) -> Self:
+        """The figures of a status that is not written."""
+        return cls(status.stage, status.attempt, moving(status))
+
+    def on(self, status: RunStatus) -> RunStatus:
+        """A status that was read, with these figures if they are still its attempt's."""
+        same = (status.stage, status.attempt) == (self.stage, self.attempt) and status.last_progress_time is not None
+        return status.model_copy(update=dict(self.figures)) if same else status
 
 
 @dataclass
@@ -29,6 +57,8 @@ class SeenRun:
         gone: Jobs that had completed when they were deleted, by their names: what is done stays done.
         results: the last pod that had a result of each owner, by its uid, which outlives it.
         read_at: when all of it was last read from the API server at once.
+        unwritten: the moving figures that are newer than the written status, None where none are.
+        written_at: when the status was last written.
         allowances: of its events, by their reasons.
     """
 
@@ -38,6 +68,8 @@ class SeenRun:
     gone: dict[str, ObservedJob] = field(default_factory=dict)
     results: dict[str, ObservedPod] = field(default_factory=dict)
     read_at: datetime | None = None
+    unwritten: Unwritten | None = None
+    written_at: datetime | None = None
     allowances: defaultdict[str, Allowance] = field(default_factory=lambda: defaultdict(Allowance))
 
     def saw(self, resource: Mapping[str, Any]) -> bool:
@@ -49,7 +81,7 @@ class SeenRun:
         if known is not None and self.owns(resource["metadata"]["uid"]) and _version(resource) <= _version(known):
             return False
         if not self.owns(resource["metadata"]["uid"]):  # another one of the same name
-            self.jobs, self.pods, self.gone, self.results, self.read_at = {}, {}, {}, {}, None
+            self.jobs, self.pods, self.gone, self.results, self.read_at, self.unwritten = {}, {}, {}, {}, None, None
         self.resource = dict(resource)
         return True
 

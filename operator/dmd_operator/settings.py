@@ -24,6 +24,9 @@ class OperatorSettings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="Where /healthz, /readyz and /metrics are served.")
     stall_minutes: float = Field(30, gt=0, description="A step that does not move for this long is a stall.")
     progress_seconds: float = Field(5, gt=0, description="How often a running attempt is asked for its progress.")
+    figures_seconds: float = Field(
+        30, gt=0, description="How often a status is written in which nothing but a run's moving figures has changed."
+    )
     progress_timeout_seconds: float = Field(2, gt=0, description="How long its answer is waited for.")
     concurrent_requests: int = Field(32, ge=1, description="Requests to the API server at the same time.")
     progress_from: tuple[dict[str, Any], ...] | None = Field(
@@ -38,4 +41,5 @@ class OperatorSettings(BaseSettings):
         return Settings(
             stall_timeout=timedelta(minutes=self.stall_minutes),
             progress_every=timedelta(seconds=self.progress_seconds),
+            write_every=timedelta(seconds=self.figures_seconds),
         )

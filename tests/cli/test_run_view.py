@@ -149,6 +149,12 @@ def test_a_loss_that_is_not_finite_is_shown_as_such() -> None:
     assert "fake nan · reg 0.5" in describe(progress)
 
 
+def test_old_figures_say_how_old_they_are() -> None:
+    status = RunStatus(stage=Stage.DISTILL, attempt=1, step=30, activity="training", last_progress_time=NOW)
+    assert progress_of(status, NOW + timedelta(seconds=10)).activity == "training"
+    assert progress_of(status, NOW + timedelta(seconds=95)).activity == "training (1m35s ago)"
+
+
 def test_the_time_of_the_next_attempt_is_shown_in_local_time() -> None:
     at = NOW + timedelta(seconds=40)
     status = RunStatus(stage=Stage.DISTILL, attempt=1, ended_attempt=1, next_attempt_time=at)

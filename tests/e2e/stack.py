@@ -122,7 +122,7 @@ def install(stack: Stack, *options: str) -> None:
             "tracking": {"uri": stack.pod_mlflow_url, "credentialsSecretRef": {"name": "mlflow"}},
             "images": {"trainer": images.base_name()},
         },
-        "settings": {"progressSeconds": 1, "leaseSeconds": 5},
+        "settings": {"progressSeconds": 1, "figuresSeconds": 1, "leaseSeconds": 5},
     }
     helm(
         "install", "dmd-operator", CHART, "--namespace", SYSTEM, "--wait", "--timeout", "3m", "--values", "-", *options,

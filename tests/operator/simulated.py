@@ -34,6 +34,7 @@ class Pods:
         api: the client.
         ends: how they end.
         lives: for how many seconds they run before that.
+        address: where each can be asked for its progress.
         first_seen: when a Job's first pod appeared, by (namespace, distillation, stage, attempt), `time.monotonic`.
         jobs_seen: when a Job appeared, likewise.
         jobs_complete: when it had its condition Complete, likewise.
@@ -43,6 +44,7 @@ class Pods:
     api: client.ApiClient
     ends: Ends = succeed
     lives: Callable[[dict[str, Any]], float] = lambda _: 0.0
+    address: Callable[[dict[str, Any]], str] = lambda _: "127.0.0.1"
     first_seen: dict[tuple[str, str, str, int], float] = field(default_factory=dict)
     jobs_seen: dict[tuple[str, str, str, int], float] = field(default_factory=dict)
     jobs_complete: dict[tuple[str, str, str, int], float] = field(default_factory=dict)
@@ -105,7 +107,7 @@ class Pods:
                 await client.CoreV1Api(self.api).patch_namespaced_pod_status(
                     pod["metadata"]["name"],
                     pod["metadata"]["namespace"],
-                    {"status": {"phase": phase, "podIP": "127.0.0.1", "containerStatuses": [container]}},
+                    {"status": {"phase": phase, "podIP": self.address(pod), "containerStatuses": [container]}},
                     _content_type="application/merge-patch+json",
                 )
             except client.ApiException as error:

@@ -56,7 +56,9 @@ def played(api: ControlPlane) -> Iterator[Played]:
 
 @pytest.fixture(scope="module")
 def running(api: ControlPlane, played: Played, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    with operator(api.kubeconfig, tmp_path_factory.mktemp("operator"), progress_seconds="1") as process:
+    with operator(
+        api.kubeconfig, tmp_path_factory.mktemp("operator"), progress_seconds="1", figures_seconds="1"
+    ) as process:
         yield process
 
 
@@ -247,7 +249,8 @@ def test_a_step_that_does_not_move_is_a_stall(
         if pod["metadata"]["labels"][STAGE] == "distill" and pod["metadata"]["labels"][ATTEMPT] == "1"
         else succeed(pod)
     )
-    settings = {"stall_minutes": "0.05", "progress_seconds": "0.5", "namespaces": json.dumps([namespace])}
+    settings = {"stall_minutes": "0.05", "progress_seconds": "0.5", "figures_seconds": "0.5"}
+    settings |= {"namespaces": json.dumps([namespace])}
     board = ProgressBoard(Stage.DISTILL, attempt=1)
     board.update(step=300, total=600, activity="training")
     # Rank 0's address is this machine's.
@@ -258,6 +261,38 @@ def test_a_step_that_does_not_move_is_a_stall(
     assert "step has not moved" in told["AttemptFailed"]
     assert condition(status(api.kubectl, "run", namespace), "Stalled")["status"] == "False", "it is over"
     assert status(api.kubectl, "run", namespace)["failures"] == 1
+
+
+def test_a_step_that_moves_is_written_now_and_then_and_its_end_at_once(
+    api: ControlPlane, played: Played, namespace: str, tmp_path: Path
+) -> None:
+    go = Event()
+    played.ends[namespace] = lambda pod: (
+        None if pod["metadata"]["labels"][STAGE] == "distill" and not go.is_set() else succeed(pod)
+    )
+    settings = {"progress_seconds": "0.1", "figures_seconds": "1000", "namespaces": json.dumps([namespace])}
+    board = ProgressBoard(Stage.DISTILL, attempt=1)
+    board.update(step=1, total=600, activity="training")
+    with (
+        ProgressServer(board, f"127.0.0.1:{PROGRESS_PORT}"),
+        operator(api.kubeconfig, tmp_path, **settings) as process,
+    ):
+        api.kubectl.apply(manifest("run", namespace))
+        eventually(lambda: status(api.kubectl, "run", namespace).get("step"), "the first figures are a transition")
+
+        def looks() -> float:
+            return process.metric("dmd_operator_looks_total", acted="false")
+
+        begun, before = looks(), process.metric("dmd_operator_api_requests_total", verb="PUT", code="200")
+        for step in range(2, 22):
+            board.update(step=step)
+            eventually(lambda: looks() >= begun + 2 * step, "it was asked again")  # noqa: B023
+        written = process.metric("dmd_operator_api_requests_total", verb="PUT", code="200") - before
+        assert written <= 1, "twenty steps are no twenty statuses"
+        go.set()
+        api.kubectl("delete", "pods", "--all", "-n", namespace, "--wait=false")
+        live.wait_until_complete(api.kubectl, "run", namespace)
+        eventually(lambda: not api.kubectl.get("services", "-n", namespace)["items"], "no Service is left")
 
 
 def test_killed_at_any_moment_it_goes_on_and_makes_nothing_twice(

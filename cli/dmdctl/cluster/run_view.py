@@ -17,7 +17,7 @@ from dmd_api.status import STAGE_DONE, Condition, RunStatus
 from dmd_api.text import neutral
 from dmd_api.uris import masked
 from dmdctl.console import one_line, warning
-from dmdctl.display import Display
+from dmdctl.display import Display, duration
 
 FAILURES = {
     "BadInput": ExitCode.BAD_INPUT,
@@ -26,6 +26,8 @@ FAILURES = {
 }
 """Failures that `dmdctl run` has an exit code for; all others end with 1."""
 _ETA_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+OLD_FIGURES = 15.0
+"""Seconds from which on the age of a step is shown."""
 
 
 def _now() -> datetime:
@@ -245,7 +247,15 @@ def _activity(status: RunStatus, now: datetime) -> str:
     healthy = status.condition("Healthy")
     waits = healthy is not None and healthy.status == "Unknown"
     doing = "waiting" if waits else status.activity or ("starting" if status.step is None else "")
+    if status.activity and not waits and (age := _age_of_figures(status, now)) >= OLD_FIGURES:
+        doing += f" ({duration(age)} ago)"
     return ", ".join(part for part in (f"attempt {attempt}" if attempt > 1 else "", doing) if part)
+
+
+def _age_of_figures(status: RunStatus, now: datetime) -> float:
+    """The seconds since step, losses and speed were as the status says; operators write them now and then."""
+    at = status.last_progress_time
+    return (now - at).total_seconds() if at is not None else 0.0
 
 
 def _began(stage: Stage, status: RunStatus, spec: Mapping[str, Any]) -> datetime:
