@@ -30,6 +30,9 @@ COLUMNS = (
     ("ETA", "string", ".status.eta", 0),
     ("FID", "number", ".status.fid", 0),
     ("Attempt", "integer", ".status.attempt", 1),
+    ("Activity", "string", ".status.activity", 1),
+    ("Healthy", "string", '.status.conditions[?(@.type=="Healthy")].reason', 1),
+    ("Message", "string", '.status.conditions[?(@.type=="Healthy")].message', 1),
     ("Version", "string", ".status.modelVersion", 1),
     ("Age", "date", ".metadata.creationTimestamp", 0),
 )

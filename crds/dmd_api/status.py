@@ -2,9 +2,10 @@
 
 import json
 import math
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic.alias_generators import to_camel
 
 from dmd_api.stages import Stage
@@ -24,16 +25,19 @@ STAGE_DONE = {
 }
 """The condition that latches each stage."""
 CONDITIONS = (
+    "Healthy",
+    "Suspended",
+    "Stalled",
+    "Failed",
+    "Complete",
     *STAGE_DONE.values(),
     "GatesPassed",
     "Registered",
-    "Complete",
-    "Failed",
-    "Healthy",
-    "Stalled",
-    "Suspended",
 )
-"""The types of all conditions that the operator sets."""
+"""The types of all conditions that the operator sets, in the order that `kubectl describe` shows them in.
+
+How the run is, why, and whether it is over come before what was done on the way.
+"""
 MOST_CONDITIONS = 32
 """As many as the API server takes, others' among them."""
 
@@ -49,9 +53,15 @@ def _plausible(time: AwareDatetime) -> AwareDatetime:
     return time
 
 
+def _as_kubernetes_writes(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 # Whoever may write a status may write anything into it. These are the bounds within which times and counts can be
 # added to, and within which the API server's schema (`crd.py`) takes them.
-Time = Annotated[AwareDatetime, AfterValidator(_plausible)]
+Time = Annotated[
+    AwareDatetime, AfterValidator(_plausible), PlainSerializer(_as_kubernetes_writes, return_type=str, when_used="json")
+]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]

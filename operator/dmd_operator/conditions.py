@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from dmd_api.status import Condition, ConditionStatus, RunStatus
+from dmd_api.status import CONDITIONS, Condition, ConditionStatus, RunStatus
 from dmd_api.text import neutral
 
 LONGEST_MESSAGE = 32768
@@ -24,7 +24,7 @@ def mark(
     now: datetime,
     generation: int,
 ) -> RunStatus:
-    """`status` with this condition set, the others where they were."""
+    """`status` with this condition set; the operator's own are in the order of `CONDITIONS`, others' follow."""
     before = status.condition(kind)
     condition = Condition(
         type=kind,
@@ -34,7 +34,10 @@ def mark(
         observed_generation=generation,
         last_transition_time=before.last_transition_time if before is not None and before.status == value else now,
     )
-    if before is None:
-        return status.model_copy(update={"conditions": (*status.conditions, condition)})
-    conditions = tuple(condition if old.type == kind else old for old in status.conditions)
-    return status.model_copy(update={"conditions": conditions})
+    others = [old for old in status.conditions if old.type != kind]
+    conditions = sorted((*others, condition), key=_place)
+    return status.model_copy(update={"conditions": tuple(conditions)})
+
+
+def _place(condition: Condition) -> int:
+    return CONDITIONS.index(condition.type) if condition.type in CONDITIONS else len(CONDITIONS)

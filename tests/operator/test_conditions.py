@@ -1,7 +1,7 @@
-"""Conditions and events hold what pods and nodes said, and steer no terminal that shows them."""
+"""Conditions and events hold what pods and nodes said, steer no terminal that shows them, and read from top to bottom."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -56,3 +56,21 @@ def test_a_default_with_a_password_that_a_run_began_with_is_named_and_not_shown(
     with pytest.raises(BadInputError, match=r"the operator's default tracking\.uri .* holds a user name") as caught:
         read_manifest(RESOURCE, status, Defaults())
     assert "hunter2" not in caught.value.message
+
+
+def test_describe_begins_with_how_the_run_is() -> None:
+    status = RunStatus()
+    for kind in ("PreflightPassed", "Failed", "Healthy", "Suspended"):
+        status = mark(status, kind, "False", "Because", now=NOW, generation=1)
+    foreign = status.conditions[0].model_copy(update={"type": "example.com/Audited"})
+    status = status.model_copy(update={"conditions": (foreign, *status.conditions)})
+    status = mark(status, "Healthy", "True", "Running", now=NOW, generation=1)
+    found = [condition.type for condition in status.conditions]
+    assert found == ["Healthy", "Suspended", "Failed", "PreflightPassed", "example.com/Audited"]
+
+
+def test_times_are_written_as_kubernetes_writes_them() -> None:
+    at = datetime(2026, 1, 1, 13, 0, 59, 999_999, tzinfo=timezone(timedelta(hours=1)))
+    written = RunStatus(start_time=at).to_resource()
+    assert written["startTime"] == "2026-01-01T12:00:59Z"
+    assert RunStatus.model_validate(written).to_resource() == written
