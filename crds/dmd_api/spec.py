@@ -12,11 +12,13 @@ from pydantic.alias_generators import to_camel
 from dmd_api.uris import (
     CREDENTIALS,
     CREDENTIALS_MESSAGE,
+    PLACE_MESSAGE,
     READABLE_SCHEMES,
     SERVER_SCHEMES,
     STORAGE_SCHEMES,
     TRACKING_SCHEMES,
     parse_uri,
+    uri_pattern,
 )
 
 
@@ -50,7 +52,10 @@ def _schema(schemes: tuple[str, ...]) -> dict[str, Any]:
     """The API server's form of the same check."""
     return {
         "pattern": f"^({'|'.join(schemes)}):/",
-        "x-kubernetes-validations": [{"rule": f"!self.matches({CREDENTIALS!r})", "message": CREDENTIALS_MESSAGE}],
+        "x-kubernetes-validations": [
+            {"rule": f"!self.matches({CREDENTIALS!r})", "message": CREDENTIALS_MESSAGE},
+            {"rule": f"self.matches({uri_pattern(schemes)!r})", "message": PLACE_MESSAGE},
+        ],
     }
 
 

@@ -22,6 +22,10 @@ CREDENTIALS_MESSAGE = (
     "holds a user name, a password or a query, which everyone could read who can read the run; leave it out: "
     "credentials come from a Secret (credentialsSecretRef), on a laptop from environment variables"
 )
+PLACE_MESSAGE = (
+    "names no place: behind its scheme there is nothing, or a segment that is empty, . or .., or a backslash; write it "
+    "like s3://bucket/folder"
+)
 _MASKED = re.compile(
     r"\b(?:((?!(?:hf|models|s3|pvc|file|sqlite|builtin):)[a-z][a-z0-9+.-]*:/+)[^\s'\"]*"
     r"|([a-z][a-z0-9+.-]*:/+)[^\s'\"/]*:[^\s'\"]*)@",
@@ -64,6 +68,16 @@ def parse_uri(text: str, schemes: tuple[str, ...] = READABLE_SCHEMES) -> Uri:
     if scheme in RELATIVE_SCHEMES:
         check_path(path.rstrip("/"))
     return Uri(scheme, path)
+
+
+def uri_pattern(schemes: tuple[str, ...]) -> str:
+    """What `parse_uri` takes, as a pattern that CEL reads: Go's, which looks neither ahead nor behind."""
+    segment = r"([^./\\\x00][^/\\\x00]*|\.[^./\\\x00][^/\\\x00]*|\.\.[^/\\\x00]+)"
+    below = [scheme for scheme in schemes if scheme in RELATIVE_SCHEMES]
+    anywhere = [scheme for scheme in schemes if scheme not in RELATIVE_SCHEMES]
+    forms = [f"({'|'.join(below)}):/{{1,2}}{segment}(/{segment})*/*"] if below else []
+    forms += [rf"({'|'.join(anywhere)}):/(.|\n)*[^/](.|\n)*"] if anywhere else []
+    return f"^({'|'.join(forms)})$"
 
 
 def masked(text: str) -> str:

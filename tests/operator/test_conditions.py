@@ -1,4 +1,4 @@
-"""Conditions and events hold what pods and nodes said, steer no terminal that shows them, and read from top to bottom."""
+"""Conditions and events hold what pods and nodes said, and steer no terminal; the ones that matter come first."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
