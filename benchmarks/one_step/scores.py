@@ -1,15 +1,13 @@
 """How good a sampler's images are, in the digit classifier's features."""
 
 from functools import cache
-from pathlib import Path
 
 import torch
 
 from benchmarks.one_step.setting import CLASSES, Sampler, digits_teacher
 from dmd_trainer.diffusion.randomness import KeyedRandom
-from dmd_trainer.evaluation.features import DigitsFeatures
+from dmd_trainer.evaluation.features import ClassifierFeatures
 from dmd_trainer.evaluation.metrics import frechet_distance, precision, recall
-from dmd_trainer.runtime.fetch import local_path
 
 SAMPLES, BATCH = 10_000, 250
 
@@ -37,5 +35,5 @@ def measure(sampler: Sampler, seed: int, samples: int = SAMPLES) -> dict[str, fl
 
 
 @cache
-def _extractor() -> DigitsFeatures:
-    return DigitsFeatures(local_path("builtin://digits-classifier", Path()))
+def _extractor() -> ClassifierFeatures:
+    return ClassifierFeatures("digits-classifier")

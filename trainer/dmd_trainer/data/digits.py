@@ -22,6 +22,8 @@ def load_digits_images() -> tuple[Tensor, Tensor]:
 class DigitsClassifier(nn.Module):
     """A small convolutional classifier, whose 64 penultimate features stand in for Inception for digits."""
 
+    channels = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 32, 3, padding=1)

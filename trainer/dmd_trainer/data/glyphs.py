@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmd_trainer.diffusion.randomness import KeyedRandom
 
@@ -36,8 +37,8 @@ INKS = 4
 """Of so many random colours, the one whose brightness differs most from the paper's is the letter's."""
 LUMINANCE = np.array([299, 587, 114])
 """How bright red, green and blue are, in thousandths (ITU-R BT.601)."""
-HELD_OUT = 1 << 32
-"""The number of the first image that nothing is trained on."""
+TRAINING, HELD_OUT = 0, 1 << 32
+"""The first numbers of the images to train on, and of those that nothing is trained on."""
 
 
 def draw_glyphs(numbers: Iterable[int]) -> tuple[Tensor, Tensor]:
@@ -88,3 +89,29 @@ def _font(name: str, height: int) -> ImageFont.FreeTypeFont:
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     # The basic layout is Pillow's own; the other one is only there with a library of the system's.
     return ImageFont.truetype(path, height, layout_engine=ImageFont.Layout.BASIC)
+
+
+class GlyphsClassifier(nn.Module):
+    """A small convolutional classifier, whose 64 penultimate features stand in for Inception for glyphs."""
+
+    channels = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.conv3 = nn.Conv2d(64, 128, 3, padding=1)
+        self.hidden = nn.Linear(128 * 4, 64)
+        self.head = nn.Linear(64, CLASSES)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, 64] of images [B, 3, 16, 16] in [-1, 1]."""
+        x = F.max_pool2d(F.silu(self.conv1(images)), 2)
+        x = F.max_pool2d(F.silu(self.conv2(x)), 2)
+        x = F.max_pool2d(F.silu(self.conv3(x)), 2)
+        return F.silu(self.hidden(x.flatten(1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 26] of images [B, 3, 16, 16] in [-1, 1]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits

@@ -21,13 +21,18 @@ from dmd_trainer.data.decoding import UndecodableError, decode, in_threads, to_t
 from dmd_trainer.data.files import Files, find_files
 from dmd_trainer.data.formats import COUNTS, find_shards, is_known
 from dmd_trainer.data.formats.digits import DigitsShard
+from dmd_trainer.data.formats.glyphs import SETS as GLYPHS
+from dmd_trainer.data.formats.glyphs import GlyphsShard
 from dmd_trainer.data.shard import Entry, Shard
 from dmd_trainer.runtime.reading import reading
 from dmd_trainer.runtime.storage import Storage
 
 Row = tuple[Tensor, int | None] | None
 """A sample [C, H, W] and its label; None where it does not decode."""
-DIGITS = "builtin://digits"
+WITHOUT_FILES: dict[str, Callable[[Files], Shard]] = {
+    "builtin://digits": DigitsShard,
+    **dict.fromkeys(GLYPHS, GlyphsShard),
+}
 CHECKED_SHARDS, CHECKED_IMAGES = 8, 1000
 UNDECODABLE_SHARE, UNDECODABLE_LEAST = 0.01, 100
 """How many images may fail to decode: the larger of 1 % and 100."""
@@ -219,9 +224,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _open(uri: str, field: str, scratch: Path) -> tuple[Files, Sequence[Shard]]:
-    if uri == DIGITS:
-        digits = Files(uri, (), lambda key: scratch / key, False, scratch, "digits", field)
-        return digits, [DigitsShard(digits)]
+    if (kind := WITHOUT_FILES.get(uri)) is not None:
+        none = Files(uri, (), lambda key: scratch / key, False, scratch, uri.removeprefix("builtin://"), field)
+        return none, [kind(none)]
     files = find_files(uri, scratch, is_known, field)
     return files, find_shards(files)
 

@@ -15,10 +15,16 @@ from dmd_api.errors import BadInputError
 from dmd_api.parsing import read_json_object
 from dmd_api.spec import Location
 from dmd_trainer.data.digits import DigitsClassifier
+from dmd_trainer.data.glyphs import GlyphsClassifier
 from dmd_trainer.families.weights import read_weights
-from dmd_trainer.runtime.fetch import local_path
+from dmd_trainer.runtime.fetch import ASSETS, local_path
 
-DIGITS = "digits-classifier"
+Classifier = DigitsClassifier | GlyphsClassifier
+CLASSIFIERS: dict[str, type[Classifier]] = {
+    "digits-classifier": DigitsClassifier,
+    "glyphs-classifier": GlyphsClassifier,
+}
+"""The classifiers of `builtin://`, by their names."""
 
 
 class FeatureExtractor(nn.Module):
@@ -39,13 +45,14 @@ class FeatureExtractor(nn.Module):
         """Features [B, D], and labels [B] where the network classifies, of images [B, C, H, W] in [-1, 1]."""
 
 
-class DigitsFeatures(FeatureExtractor):
-    """The penultimate features of the digits classifier that ships with the trainer."""
+class ClassifierFeatures(FeatureExtractor):
+    """The penultimate features of a classifier that ships with the trainer."""
 
-    def __init__(self, folder: Path) -> None:
-        weights = folder / "model.safetensors"
-        super().__init__(DIGITS, _sha256(weights), channels=1)
-        self.classifier = DigitsClassifier()
+    def __init__(self, name: str) -> None:
+        weights = ASSETS / name / "model.safetensors"
+        self.classifier: Classifier
+        super().__init__(name, _sha256(weights), channels=CLASSIFIERS[name].channels)
+        self.classifier = CLASSIFIERS[name]()
         self.classifier.load_state_dict(load_file(weights))
         self.requires_grad_(False).eval()
 
@@ -192,8 +199,8 @@ def load_features(
             "InceptionV3 weights (for the digits: builtin://digits-classifier)"
         )
     path = local_path(location.uri, scratch)
-    if location.uri == f"builtin://{DIGITS}":
-        return DigitsFeatures(path).to(device)
+    if (name := location.uri.removeprefix("builtin://")) in CLASSIFIERS:
+        return ClassifierFeatures(name).to(device)
     if is_clip(path):
         return ClipFeatures(path, f"clip ({location.uri.rstrip('/').rpartition('/')[2]})").to(device)
     if path.is_dir():
