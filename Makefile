@@ -7,7 +7,7 @@ REGISTRY ?= ghcr.io/dmd-operator
 # Where these are not given, the virtual environment has them.
 UV ?= $(BIN)/uv
 HELM ?= $(BIN)/python -m tests.chart.helm
-MKDOCS ?= $(BIN)/mkdocs
+ZENSICAL ?= $(BIN)/zensical
 setup-for = $(if $(findstring $(BIN)/,$(1)),setup)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' crds/dmd_api/__init__.py)
 export UV_LINK_MODE ?= hardlink
@@ -100,8 +100,9 @@ chart: $(call setup-for,$(HELM)) ## Package the Helm chart into dist/
 	mkdir -p dist
 	$(HELM) package charts/dmd-operator --version $(VERSION) --app-version $(VERSION) --destination dist
 
-docs: $(call setup-for,$(MKDOCS)) ## Build the documentation's site into dist/site
-	$(MKDOCS) build --strict --quiet --site-dir dist/site
+docs: $(call setup-for,$(ZENSICAL)) ## Build the documentation's site into dist/site
+	$(PYTHON) docs/gather.py dist/docs
+	$(ZENSICAL) build --strict --clean
 
 release-check: ## Check that TAG=v... is the version's, and that the changelog has it
 	@test "$$TAG" = "v$(VERSION)" || { echo "the tag '$$TAG' is not v$(VERSION), as crds/dmd_api/__init__.py says"; exit 1; }
