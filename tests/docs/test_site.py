@@ -13,8 +13,15 @@ import yaml
 ROOT = Path(__file__).parents[2]
 ZENSICAL = Path(sys.executable).with_name("zensical")
 LOADED = re.compile(
-    r"""<(?:script|img|iframe|source|video)[^>]+src=["']?(https?:)?//|<link[^>]+rel=["']?(?:stylesheet|preload|preconnect|icon)["']?[^>]*href=["']?(https?:)?//|@import|url\(["']?(https?:)?//"""
+    r"""
+      <(?:script|img|iframe|source|video)\b[^>]*\bsrc=["']?(?:https?:)?//
+    | <link\b[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon)\b[^>]*\bhref=["']?(?:https?:)?//
+    | @import
+    | url\(["']?(?:https?:)?//
+    """,
+    re.VERBOSE,
 )
+"""What makes a browser ask somebody else."""
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +49,22 @@ def test_it_is_built_without_a_warning_and_loads_nothing_from_elsewhere() -> Non
     assert len(pages) > 20
     for file in [*pages, *site.rglob("*.css")]:
         assert not LOADED.search(file.read_text()), file
+        assert 'data-md-component="source"' not in file.read_text(), "it would ask GitHub for the repository's stars"
     reference = (site / "reference" / "diffusion" / "index.html").read_text()
     assert "The solver that a teacher" in reference, "docstrings are on the page"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script async src="https://cdn.test/a.js">',
+        "<img alt=x src=//cdn.test/a.png>",
+        '<link rel="stylesheet" media="all" href="https://fonts.test/css">',
+        "body {background: url(https://cdn.test/a.png)}",
+    ],
+)
+def test_what_is_loaded_from_elsewhere_is_found(text: str) -> None:
+    assert LOADED.search(text)
 
 
 def test_every_page_is_in_the_navigation(gather: ModuleType, tmp_path: Path) -> None:
