@@ -124,4 +124,4 @@ cluster-down: setup ## Take that cluster down, and remove what killed test runs 
 	@$(BIN)/python -m tests.cluster down
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache
