@@ -4,6 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILDER ?= docker
 REGISTRY ?= ghcr.io/dmd-operator
+# Where these are not given, the virtual environment has them.
+UV ?= $(BIN)/uv
+HELM ?= $(BIN)/python -m tests.chart.helm
+ZENSICAL ?= $(BIN)/zensical
+setup-for = $(if $(findstring $(BIN)/,$(1)),setup)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' crds/dmd_api/__init__.py)
 export UV_LINK_MODE ?= hardlink
 # The certificates that this machine trusts, as pip does: uv's own list knows no company's.
@@ -15,16 +20,16 @@ unexport PYTHONDONTWRITEBYTECODE
 NONE_CHOSEN = test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-control-plane build-cluster conformance fuzz bench gpu-check lint format constraints generate images test-images chart cluster-up cluster-down clean
+.PHONY: help setup demo test test-local test-control-plane build-cluster conformance fuzz bench gpu-check lint format constraints generate images test-images dist chart docs release-check release-notes publish-chart cluster-up cluster-down clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 
 # The stamp is renewed whenever what it depends on changes, so that every target can simply ask for it.
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[operator,trainer,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[operator,trainer,docs,dev]'
 	touch $@
 
 setup: $(VENV)/.stamp ## Make the virtual environment with pinned dependencies
@@ -81,16 +86,37 @@ generate: setup ## Regenerate the CRD, the manifest's reference, the chart's tab
 constraints: setup ## Resolve all dependencies again into constraints.txt, with the hashes of their files
 	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --universal --no-header --no-annotate --no-emit-index-url --all-extras --python-version 3.11 pyproject.toml --output-file constraints.txt
 
-images: ## Build both images: BUILDER=podman or buildah, REGISTRY=..., BUILD_ARGS="--build-arg BASE=IMAGE@sha256:..." or a proxy
-	$(BUILDER) build $(BUILD_ARGS) --file images/operator/Dockerfile --tag $(REGISTRY)/dmd-operator:$(VERSION) .
-	$(BUILDER) build $(BUILD_ARGS) --file images/trainer/Dockerfile --tag $(REGISTRY)/dmd-trainer:$(VERSION) .
+images: image-operator image-trainer ## Build both images: BUILDER=podman or buildah, REGISTRY=..., BUILD_ARGS="--build-arg BASE=IMAGE@sha256:..." or a proxy
+
+image-%:
+	$(BUILDER) build $(BUILD_ARGS) --file images/$*/Dockerfile --tag $(REGISTRY)/dmd-$*:$(VERSION) .
 
 test-images: setup ## Build the trainer's image, gigabytes of CUDA, and distil in it (needs root, buildah, debootstrap)
 	DMD_TEST_IMAGES=1 $(BIN)/pytest tests/chart/test_images.py $(ARGS)
 
-chart: setup ## Package the Helm chart into dist/
+dist: $(call setup-for,$(UV)) ## Build the wheel and the source distribution into dist/
+	$(UV) build --quiet --out-dir dist .
+
+chart: $(call setup-for,$(HELM)) ## Package the Helm chart into dist/
 	mkdir -p dist
-	$(BIN)/python -m tests.chart.helm package charts/dmd-operator --destination dist
+	$(HELM) package charts/dmd-operator --version $(VERSION) --app-version $(VERSION) --destination dist
+
+docs: $(call setup-for,$(ZENSICAL)) ## Build the documentation's site into dist/site
+	$(PYTHON) docs/gather.py dist/docs
+	$(ZENSICAL) build --strict --clean
+
+release-check: ## Check that TAG=v... is the version's, and that the changelog has it
+	@test "$$TAG" = "v$(VERSION)" || { echo "the tag '$$TAG' is not v$(VERSION), as crds/dmd_api/__init__.py says"; exit 1; }
+	@$(MAKE) --no-print-directory release-notes > /dev/null
+
+release-notes: ## Print the changelog's section of this version
+	@sed -n '/^## \[$(VERSION)\]/,/^## \[/{/^## \[/!p}' CHANGELOG.md | grep . || { echo "CHANGELOG.md has no section [$(VERSION)]" >&2; exit 1; }
+
+publish-chart: ## Push the packaged chart to REGISTRY and sign it
+	HELM="$(HELM)" charts/publish dist/dmd-operator-$(VERSION).tgz $(REGISTRY)/charts
+
+publish-%: ## Push an image (operator, trainer) to REGISTRY, sign it, attest its packages
+	BUILDER="$(BUILDER)" images/publish $(REGISTRY)/dmd-$*:$(VERSION)
 
 cluster-up: setup ## Bring up a Kubernetes cluster of two nodes on this machine, and print its KUBECONFIG (Linux, root)
 	@$(BIN)/python -m tests.cluster up
@@ -99,4 +125,4 @@ cluster-down: setup ## Take that cluster down, and remove what killed test runs 
 	@$(BIN)/python -m tests.cluster down
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache

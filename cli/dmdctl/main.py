@@ -62,6 +62,39 @@ def _options(
 
 
 @app.command()
+def init(
+    example: Annotated[
+        str, typer.Argument(help="Which manifest: --list shows all.", metavar="EXAMPLE", show_default=True)
+    ] = "digits",
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. Default: ./distill-EXAMPLE.yaml.", metavar="FILE")
+    ] = None,
+    run_it: Annotated[bool, typer.Option("--run", help="Run it at once, as `dmdctl run` would.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List the examples instead.")] = False,
+) -> None:
+    """Write a manifest to start from: an example that runs on a laptop, or the recipe of a published run.
+
+    A file that is there already is never overwritten.
+
+    Example: `dmdctl init digits --run`
+    """
+    from dmdctl.init import show_examples, show_written, write_example
+
+    if list_all:
+        show_examples()
+        return
+    if run_it:
+        _need_trainer("init --run")
+    file = write_example(example, out)
+    if not run_it:
+        show_written(file)
+        return
+    from dmdctl.local.run import run_manifest
+
+    raise typer.Exit(run_manifest(file, None, None, None))
+
+
+@app.command()
 def run(
     file: ManifestFile,
     processes: Annotated[

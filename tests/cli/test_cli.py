@@ -33,8 +33,8 @@ def dmdctl(
 def test_version_and_help(tmp_path: Path) -> None:
     assert dmdctl("--version", folder=tmp_path).stdout.strip() == f"dmdctl {__version__}"
     top = dmdctl("--help", folder=tmp_path).stdout
-    assert all(command in top for command in ("run", "plan", "watch", "logs", "sample", "--install-completion"))
-    for command in ("run", "plan", "watch", "logs", "sample"):
+    assert all(command in top for command in ("init", "run", "plan", "watch", "logs", "sample", "--install-completion"))
+    for command in ("init", "run", "plan", "watch", "logs", "sample"):
         text = dmdctl(command, "--help", folder=tmp_path).stdout
         assert "Example" in text
 

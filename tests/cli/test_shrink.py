@@ -10,7 +10,6 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import load_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_api.runtime import Stage
-from dmd_api.stages import stages
 from dmd_trainer.families.architecture import KNOWN, known_architecture
 from dmd_trainer.families.family import WIDTH
 from dmd_trainer.families.shrinking import save_shrunken_teacher
@@ -23,7 +22,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 METHOD = {"pairs", "solver_steps", "features", "init_from"}
 """What of the method `--shrink` may change."""
 BY_THE_COMMAND = "distill-sdxl-dmd2-lora"
-"""The recipe that `dmdctl` itself runs, in several processes."""
+"""The recipe that `dmdctl` itself runs, in several processes: tests/install/test_wheel.py."""
 
 
 def parts_of(recipe: DMDDistillation) -> set[str]:
@@ -105,18 +104,6 @@ def test_every_recipe_is_accepted_by_its_stages(path: Path, tmp_path: Path) -> N
         result = run_stage_here(stage, content, tmp_path)
         assert result.error is None, (stage, result.error)
     assert (tmp_path / "storage" / RUN_KEY / "report.json").is_file() == whole
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_command_shards_where_the_recipe_does_and_keeps_apart(tmp_path: Path) -> None:
-    recipe = next(path for path in EXAMPLES if path.stem == BY_THE_COMMAND)
-    done = dmdctl("run", recipe, "--shrink", folder=tmp_path, timeout=1100)
-    assert done.returncode == ExitCode.DONE, done.stdout + done.stderr
-    assert {path.name for path in (tmp_path / "dmd-runs").iterdir()} == {"shrunken"}
-    again = dmdctl("run", recipe, "--shrink", folder=tmp_path)
-    assert again.returncode == ExitCode.DONE
-    assert again.stdout.count("done before") == len(stages(load_manifest(recipe)))
 
 
 def test_an_unknown_architecture_is_asked_for(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The programs that the test cluster is made of: built once from their published Go modules, then kept by version."""
+"""Programs for tests, most of them the test cluster's: built once from their published Go modules, kept by version."""
 
 import hashlib
 import json
@@ -31,11 +31,13 @@ _PROGRAMS = {
     "coredns": ("coredns", "github.com/coredns/coredns", "-s -w"),
     "kwok": ("kwok", "sigs.k8s.io/kwok/cmd/kwok", "-s -w"),
     "pause": ("pause", ".", "-s -w"),
+    "registry": ("registry", "github.com/google/go-containerregistry/cmd/registry", "-s -w"),
+    "actionlint": ("actionlint", "github.com/rhysd/actionlint/cmd/actionlint", "-s -w"),
 }
 _GO_ENVIRONMENT = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 """What needs neither root nor Linux."""
-CLUSTER = tuple(name for name in _PROGRAMS if name != "kwok")
+CLUSTER = tuple(name for name in _PROGRAMS if name not in ("kwok", "registry", "actionlint"))
 """What a cluster with real nodes is made of."""
 # Debian package: the program that shows whether it is there.
 _DEBIAN = {

@@ -1,6 +1,8 @@
 """The table that sums up a finished run, and the commands to go on with."""
 
 import shlex
+import shutil
+import sys
 
 from rich.table import Table
 
@@ -47,14 +49,16 @@ def show_summary(console: Console, report: Report, place: Storage, manifest: DMD
     model = f"models:/{report.registered_model}" + (f"@{report.alias}" if report.alias else f"/{report.model_version}")
     uri = manifest.spec.tracking.uri
     model, tracking = shlex.quote(model), shlex.quote(uri or "")  # to be pasted into a shell
+    # `uv tool install` and pipx put dmdctl on the PATH, and not what comes with its libraries.
+    mlflow = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
     lines = [
         ("picture", place.uri_of("samples/training.png")),
         ("report", place.uri_of("report.json")),
         ("sample", f"dmdctl sample {model} --out grid.png --tracking {tracking}"),
-        ("serve", f"MLFLOW_TRACKING_URI={tracking} mlflow models serve -m {model} --env-manager local -p 5001"),
+        ("serve", f"MLFLOW_TRACKING_URI={tracking} {mlflow} models serve -m {model} --env-manager local -p 5001"),
     ]
     if uri and uri.startswith("sqlite:"):
-        lines.insert(2, ("metrics", f"mlflow ui --backend-store-uri {tracking}"))
+        lines.insert(2, ("metrics", f"{mlflow} ui --backend-store-uri {tracking}"))
     console.print()
     for label, value in lines:
         console.print_line((f"{label:<8}", "bold"), f" {value.removeprefix('file://')}")

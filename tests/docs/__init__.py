@@ -1,0 +1,1 @@
+"""The documentation: its site, and that what it tells people to type works."""

@@ -1,0 +1,1 @@
+"""What people install: the wheel, its dependencies, and the release that publishes them."""
