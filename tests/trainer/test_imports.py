@@ -1,6 +1,7 @@
 """What a process of a stage imports before it works: each second of it is paid by every worker of every stage."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -43,3 +44,10 @@ def test_a_distilling_worker_imports_nothing_heavy_that_diffusers_does_not() -> 
     assert launcher & (HEAVY | {"diffusers", "torch._dynamo"}) == set()
     assert distill & HEAVY == set()
     assert "dmd_trainer.stages.distill" in distill
+
+
+def test_mlflow_reports_nothing_to_its_makers() -> None:
+    code = "import dmd_trainer, mlflow.environment_variables as own; print(own.MLFLOW_DISABLE_TELEMETRY.get())"
+    clean = {name: value for name, value in os.environ.items() if name != "MLFLOW_DISABLE_TELEMETRY"}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=clean)
+    assert done.stdout.strip() == "True"
