@@ -161,7 +161,7 @@ def sample(
     model: Annotated[
         str,
         typer.Argument(
-            help="The generator: models:/NAME@ALIAS, models:/NAME/VERSION, or a diffusers pipeline's folder.",
+            help="The generator: models:/NAME@ALIAS, models:/NAME/VERSION, hf://OWNER/NAME, or a pipeline's folder.",
             metavar="MODEL",
         ),
     ],
