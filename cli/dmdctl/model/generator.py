@@ -11,6 +11,7 @@ from typing import Any
 from dmd_api.errors import BadInputError
 from dmd_api.parsing import parse_yaml, read_yaml_text
 from dmd_api.paths import below
+from dmd_api.text import neutral
 from dmd_api.uris import masked
 from dmdctl.local.run import RUNS
 
@@ -33,6 +34,11 @@ class Found:
     folder: Path
     arguments: dict[str, Any]
     version: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name as others may see it: of a folder the last part alone."""
+        return neutral(self.model if ":/" in self.model else self.folder.resolve().name)
 
 
 class Generator:
@@ -63,6 +69,13 @@ class Generator:
         """The module that is called once a step."""
         return self.pipeline.components.get("unet") or self.pipeline.components["transformer"]
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the noise."""
+        config = self.network.config
+        size = config.sample_size
+        return (config.in_channels, *((size, size) if isinstance(size, int) else size))
+
     def draw(
         self,
         seeds: Sequence[int],
@@ -74,19 +87,20 @@ class Generator:
         return self._model.draw(seeds, labels, prompts, steps)
 
 
-def find_generator(model: str, tracking: str | None) -> Found:
+def find_generator(model: str, tracking: str | None, downloads: Path | None = None) -> Found:
     """The pipeline that `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `hf://OWNER/NAME` or a folder is.
 
     Args:
         model: what the user calls it.
         tracking: the MLflow server of a registered model; None: the environment's, or the database below `dmd-runs`.
+        downloads: where a registered model goes; None: where MLflow puts it, which may be where it is.
 
     Raises:
         BadInputError: there is none.
         InfrastructureError: the hub does not answer.
     """
     if model.startswith(REGISTERED):
-        return _registered(model, tracking)
+        return _registered(model, tracking, downloads)
     if model.startswith(HUB):
         from dmd_trainer.runtime.fetch import local_path
 
@@ -162,7 +176,7 @@ def _in_folder(model: str, folder: Path) -> Found:
     return Found(model, folder, call_arguments(read_index(folder)["_class_name"], exported_steps(folder)))
 
 
-def _registered(model: str, tracking: str | None) -> Found:
+def _registered(model: str, tracking: str | None, downloads: Path | None) -> Found:
     import mlflow
 
     from dmd_trainer.runtime.sources import check_source
@@ -172,7 +186,8 @@ def _registered(model: str, tracking: str | None) -> Found:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with _asking_registry(model, uri):
-        local = Path(mlflow.artifacts.download_artifacts(version))
+        place = {} if downloads is None else {"dst_path": str(downloads)}
+        local = Path(mlflow.artifacts.download_artifacts(version, **place))
     check_source(local, model)
     with (local / "MLmodel").open("rb") as file:
         (described,) = parse_yaml(read_yaml_text(file, f"{model}: MLmodel"), f"{model}: MLmodel")

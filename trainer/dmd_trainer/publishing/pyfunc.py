@@ -2,8 +2,8 @@
 
 Input: a table with a row an image: `class_label` (integer) for class-conditional generators or `prompt` (text) for
 text-to-image ones, and `seed` (integer), which may be left out of these.
-Parameters: `seed`, that of the first row where the table has no such column, each further row's being one more; `steps`,
-how many the generator takes.
+Parameters: `seed`, that of the first row where the table has no such column, each further row's being one more;
+`steps`, how many the generator takes.
 Output: a table with a column `png`: the image as a PNG file in base64.
 """
 
@@ -19,7 +19,6 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-
 
 MAX_SEED = 2**63 - 1
 
