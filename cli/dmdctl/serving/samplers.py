@@ -47,10 +47,13 @@ class TeacherSettings(NamedTuple):
     Attributes:
         guidance: its scale; 1 turns it off.
         method: whose solver is the teacher's; None: the default one.
+        classes: how many there are, where the teacher may embed one more that stands for none; None: as many as it
+            embeds.
     """
 
     guidance: float = 1.0
     method: Method | None = None
+    classes: int | None = None
 
 
 class TeacherSampler:
@@ -75,7 +78,7 @@ class TeacherSampler:
             )
         self._text = TextEncoder(teacher.directory, self._device) if teacher.takes_text else None
         self._solve = teacher_solver(
-            teacher.denoiser, *_sampling(settings, teacher), settings.guidance, self._negative(settings.guidance)
+            teacher.denoiser, *_sampling(settings, teacher), settings.guidance, self._negative(settings)
         )
         self._dtype = generator.dtype
         self._may_go_on = threading.Event()
@@ -116,12 +119,11 @@ class TeacherSampler:
             return self._whole(self._text.encode(task.prompts or []), len(task))
         return self._whole({} if task.labels is None else {"class_labels": torch.tensor(task.labels)}, len(task))
 
-    def _negative(self, guidance: float) -> Condition | None:
+    def _negative(self, settings: TeacherSettings) -> Condition | None:
         """What guidance leads away from: the empty prompt, or the last label where it stands for no class."""
         if self._text is not None:
             return self._whole(self._text.negative(), 1)
-        count = self._teacher.num_class_embeds
-        negative = self._teacher.conditions(count - 1 if count and guidance != 1 else count).negative
+        negative = self._teacher.conditions(settings.classes or self._teacher.num_class_embeds).negative
         return None if negative is None else self._whole(negative, 1)
 
     def _whole(self, condition: Condition, count: int) -> Condition:

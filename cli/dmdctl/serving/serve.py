@@ -52,6 +52,8 @@ def serve_model(model: str, options: Options) -> None:
     Raises:
         BadInputError: there is no such model or teacher, the address cannot be listened on, or it needs a token.
     """
+    for library in ("MLFLOW", "HF_HUB"):
+        os.environ.setdefault(f"{library}_DISABLE_TELEMETRY", "true")
     token = _token(options)
     listening = _listen(options.host, options.port)
     quiet_libraries()
@@ -135,7 +137,10 @@ def _teacher(generator: Generator, options: Options) -> TeacherSampler | None:
         if parsed.scheme not in AT_HAND or (parsed.scheme == "file" and not Path(parsed.path).exists()):
             return None
         uri = spec.teacher.uri
-    settings = TeacherSettings(1.0, None) if spec is None else TeacherSettings(spec.teacher.guidance_scale, spec.method)
+    settings = TeacherSettings()
+    if spec is not None:
+        labels = spec.data.class_labels
+        settings = TeacherSettings(spec.teacher.guidance_scale, spec.method, None if labels is None else labels.count)
     if options.guidance is not None:
         settings = settings._replace(guidance=options.guidance)
     with tempfile.TemporaryDirectory() as scratch:
