@@ -15,7 +15,7 @@ __all__ = ["api", "cluster"]
 TINY_CHANNELS = (8, 16)
 WITHOUT_KUBERNETES = {
     Path(__file__).parent / name
-    for name in ("trainer", "benchmarks", "cli/test_shrink.py", "cli/test_plan.py", "cli/test_run.py")
+    for name in ("trainer", "benchmarks", "cli/serving", "cli/test_shrink.py", "cli/test_plan.py", "cli/test_run.py")
 }
 """Whose imports take longest, and where nothing asks for a cluster."""
 
