@@ -21,6 +21,7 @@ from dmd_trainer.publishing.export import export_pipeline
 from dmd_trainer.publishing.model_card import CardFacts
 from dmd_trainer.runtime.fetch import ASSETS
 from dmdctl.model.generator import Generator, find_generator
+from dmdctl.quiet import quiet_libraries
 from dmdctl.serving.app import Server, make_app
 from dmdctl.serving.samplers import GeneratorSampler
 
@@ -34,6 +35,7 @@ FACTS = CardFacts("benchmark", "builtin://emoji-teacher", "DMD", "none", "not me
 def run() -> dict[str, Any]:
     """Both, with the emoji's network; its weights do not matter, the teacher's own serve."""
     torch.set_num_threads(2)
+    quiet_libraries()
     teacher = load_teacher(ASSETS / "emoji-teacher")
     with tempfile.TemporaryDirectory() as folder:
         export_pipeline(teacher, teacher.denoiser.network.state_dict(), [999], Path(folder), FACTS)

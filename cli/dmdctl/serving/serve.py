@@ -54,6 +54,7 @@ def serve_model(model: str, options: Options) -> None:
     """
     for library in ("MLFLOW", "HF_HUB"):
         os.environ.setdefault(f"{library}_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     token = _token(options)
     listening = _listen(options.host, options.port)
     quiet_libraries()
