@@ -29,7 +29,7 @@ help: ## List the targets
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[operator,trainer,docs,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[operator,trainer,serve,docs,dev]'
 	touch $@
 
 setup: $(VENV)/.stamp ## Make the virtual environment with pinned dependencies

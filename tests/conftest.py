@@ -18,6 +18,7 @@ WITHOUT_KUBERNETES = {
     for name in (
         "trainer",
         "benchmarks",
+        "cli/serving",
         "install",
         "docs/test_site.py",
         "docs/test_commands.py",

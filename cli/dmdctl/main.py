@@ -194,7 +194,7 @@ def sample(
     model: Annotated[
         str,
         typer.Argument(
-            help="The generator: models:/NAME@ALIAS, models:/NAME/VERSION, or a diffusers pipeline's folder.",
+            help="The generator: models:/NAME@ALIAS, models:/NAME/VERSION, hf://OWNER/NAME, or a pipeline's folder.",
             metavar="MODEL",
         ),
     ],
@@ -242,6 +242,67 @@ def sample(
     sample_model(model, out, count, seed, class_labels, prompt, tracking)
 
 
+@app.command()
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The generator: models:/NAME@ALIAS, models:/NAME/VERSION, hf://OWNER/NAME, or a pipeline's folder.",
+            metavar="MODEL",
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. Any other than this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of page and API; 0: a free one.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the token that requests must bring. Default: DMDCTL_SERVE_TOKEN.", metavar="FILE"
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Draws beside it: a pipeline's folder or URI, or none. Default: a registered model's, if it is here.",
+            metavar="URI",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="The teacher's guidance scale. Default: that of the model's run, else 1.", metavar="SCALE"
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=1024, help="At most so many pictures are drawn at once; 1: bit for bit by seed.")
+    ] = 16,
+    queue: Annotated[int, typer.Option(min=16, help="At most so many pictures wait; more is answered with 503.")] = 64,
+    follow: Annotated[
+        float, typer.Option(min=0, help="Seconds between looks at where the alias points; 0: never.", metavar="SECONDS")
+    ] = 10,
+    tracking: Annotated[
+        str | None,
+        typer.Option(
+            help="The MLflow server that has the model. Default: MLFLOW_TRACKING_URI, else ./dmd-runs/mlflow.db.",
+            metavar="URI",
+        ),
+    ] = None,
+) -> None:
+    """Serve a generator: a page that draws while you type, and an API, on one port, until Ctrl-C.
+
+    Example: `dmdctl serve models:/emoji-onestep@champion`
+    """
+    _need_trainer("serve")
+    _need("serve", ("fastapi", "jinja2", "uvicorn"), "serve")
+    from dmdctl.serving.serve import Options, serve_model
+
+    serve_model(
+        model,
+        Options(host, port, token_file, teacher, guidance, batch_size, queue, follow, tracking),
+    )
+
+
 @convert_app.command("edm")
 def convert_edm(
     source: Annotated[
@@ -270,7 +331,7 @@ def _need_trainer(command: str) -> None:
 def _need(command: str, modules: tuple[str, ...], extra: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        what = {"trainer": "the trainer", "operator": "the Kubernetes client"}[extra]
+        what = {"trainer": "the trainer", "operator": "the Kubernetes client", "serve": "a web server"}[extra]
         raise BadInputError(
             f"dmdctl {command} needs {what} ({', '.join(missing)} missing): pip install 'dmd-operator[{extra}]'"
         )

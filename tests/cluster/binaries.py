@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -39,6 +40,8 @@ CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-sche
 """What needs neither root nor Linux."""
 CLUSTER = tuple(name for name in _PROGRAMS if name not in ("kwok", "registry", "actionlint"))
 """What a cluster with real nodes is made of."""
+CNI = Path("/usr/lib/cni")
+"""Where Debian keeps the CNI plugins."""
 # Debian package: the program that shows whether it is there.
 _DEBIAN = {
     "buildah": "buildah",
@@ -46,9 +49,8 @@ _DEBIAN = {
     "iproute2": "ip",
     "nftables": "nft",
     "runc": "runc",
+    "containernetworking-plugins": str(CNI / "ptp"),
 }
-CNI = Path("/usr/lib/cni")
-"""Where Debian keeps the CNI plugins."""
 
 
 def build(*names: str) -> dict[str, Path]:
@@ -68,16 +70,20 @@ def kubectl() -> Path:
     return _script("kubectl")
 
 
-def install_debian_packages() -> None:
-    """Installs what nodes and images need of Debian, if something of it is missing; needs root then."""
+def install_debian_packages(packages: Mapping[str, str] = _DEBIAN) -> None:
+    """Installs Debian's packages, by default what nodes and images need, if something of it is missing.
+
+    Args:
+        packages: and the program of each that shows whether it is there; root is needed where one is not.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(CACHE / "debian.lock"):
         search = os.environ["PATH"] + ":/usr/sbin:/sbin"
-        if all(shutil.which(program, path=search) for program in _DEBIAN.values()) and (CNI / "ptp").exists():
+        if all(shutil.which(program, path=search) for program in packages.values()):
             return
         for command in (
             ["update"],
-            ["install", "--yes", "--no-install-recommends", *_DEBIAN, "containernetworking-plugins"],
+            ["install", "--yes", "--no-install-recommends", *packages],
         ):
             subprocess.run(
                 ["apt-get", "--quiet", *command], env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, check=True

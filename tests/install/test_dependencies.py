@@ -25,6 +25,7 @@ PLACES = {
     "cli/dmdctl/local": ("trainer",),
     "cli/dmdctl/model": ("trainer",),
     "cli/dmdctl/planning": ("trainer",),
+    "cli/dmdctl/serving": ("trainer", "serve"),
 }
 ELSEWHERE = {
     "crds/dmd_api/apps.py": "torchx-nightly",  # of the launchers alone, and both extras have it

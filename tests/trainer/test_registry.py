@@ -108,6 +108,15 @@ def pixels(text: str) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(base64.b64decode(text))))
 
 
+REFUSED: list[tuple[list[str], list[int], dict[str, int], str]] = [
+    (["class_label"], [3], {"steps": 2}, "params.steps: 2 is not an integer from 1 to 1"),
+    (["class_label"], [3], {"seed": -1}, "params.seed: -1 is not an integer from 0 to 9223372036854775807"),
+    (["seed", "class_label"], [-1, 3], {}, "seed: -1 is not an integer from 0 to 9223372036854775807"),
+    (["class_label"], [10], {}, "class_label: 10 is not an integer from 0 to 9"),
+    (["seed", "class_label"], [1, 3], {"seed": 1}, "seed is both a column and in params"),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_mlflow_models_serve_answers_with_images(registered: tuple[str, Path], tmp_path: Path) -> None:
@@ -131,6 +140,21 @@ def test_mlflow_models_serve_answers_with_images(registered: tuple[str, Path], t
         answer = post_when_up(request, server, log)
         rows = answer["predictions"]
         assert [pixels(row["png"]).shape for row in rows] == [(8, 8), (8, 8)]
+
+        def answered(columns: list[str], data: list[list[int]], **params: int) -> list[np.ndarray]:
+            content = {"dataframe_split": {"columns": columns, "data": data}, "params": params}
+            request.data = json.dumps(content).encode()
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return [pixels(row["png"]) for row in json.load(response)["predictions"]]
+
+        by_column = answered(["seed", "class_label"], [[5, 3], [6, 3]])
+        by_params = answered(["class_label"], [[3], [3]], seed=5, steps=1)
+        np.testing.assert_array_equal(by_column, by_params)
+        for columns, row, params, message in REFUSED:
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                answered(columns, [row], **params)
+            assert refused.value.code == 400, message
+            assert message in refused.value.read().decode()
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)

@@ -1,22 +1,14 @@
 """`dmdctl sample`: images from a registered generator, or how fast it makes them."""
 
-import base64
-import os
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from rich.table import Table
 
 from dmd_api.errors import BadInputError
-from dmd_api.parsing import parse_yaml, read_yaml_text
-from dmd_api.paths import below
-from dmd_api.uris import masked
-from dmd_trainer.evaluation.pictures import image_grid
+from dmd_trainer.evaluation.pictures import as_tensor, image_grid
 from dmdctl.console import Console
-from dmdctl.local.run import RUNS
+from dmdctl.model.generator import Generator, find_generator
 from dmdctl.quiet import quiet_libraries
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -36,14 +28,12 @@ def sample_model(
     Raises:
         BadInputError: there is no such model, the labels or prompts do not fit it, or the picture cannot be written.
     """
-    import pandas as pd
-
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise BadInputError(f"--out {out}: must be a .png file in a folder that exists")
     quiet_libraries()
     loaded = _load(model, tracking)
     labels = _labels(class_labels)
-    rows: dict[str, Any] = {"seed": range(seed, seed + count)}
+    drawn_labels = drawn_prompts = None
     classes = loaded.classes
     if prompts and not loaded.takes_text:
         raise BadInputError(f"--prompt: {model} is not conditioned on text; leave it out")
@@ -51,16 +41,16 @@ def sample_model(
         labels = labels or list(range(classes))
         if max(labels) >= classes:
             raise BadInputError(f"--class-labels: {model} knows the labels 0 to {classes - 1}, not {max(labels)}")
-        rows["class_label"] = [labels[i % len(labels)] for i in range(count)]
+        drawn_labels = [labels[i % len(labels)] for i in range(count)]
     elif loaded.takes_text:
         if not prompts:
             raise BadInputError(f"--prompt: missing; {model} draws from text: give one or more")
-        rows["prompt"] = [prompts[i % len(prompts)] for i in range(count)]
+        drawn_prompts = [prompts[i % len(prompts)] for i in range(count)]
     elif labels:
         raise BadInputError(f"--class-labels: {model} is not conditioned on classes; leave them out")
     console = Console()
     with console.status("drawing"):
-        images = loaded.draw(pd.DataFrame(rows))
+        images = as_tensor(loaded.draw(range(seed, seed + count), drawn_labels, drawn_prompts))
     image_grid(images, columns=len(labels) if labels and 4 <= len(labels) <= 20 else 10).save(out)
     console.print_line(f"{count} images: {out}")
 
@@ -91,80 +81,8 @@ def benchmark_model(model: str, batch_size: int, precision: str | None, tracking
     console.print(table)
 
 
-class _Generator:
-    """The pyfunc's own class over a pipeline: the same code answers here and behind `mlflow models serve`.
-
-    Unlike there, no code that comes with the model is run.
-    """
-
-    def __init__(self, pipeline: Path, arguments: dict[str, Any]) -> None:
-        from mlflow.pyfunc.model import PythonModelContext
-
-        from dmd_trainer.families.pipelines import load_pipeline
-        from dmd_trainer.publishing.pyfunc import GeneratorModel, weights_dtype
-
-        self._model = GeneratorModel()
-        self._context = PythonModelContext({"pipeline": str(pipeline)}, arguments)
-        self._model.use(load_pipeline(pipeline, torch_dtype=weights_dtype(pipeline)), arguments)
-        self.pipeline = parts = self._model.pipeline
-        self.arguments = self._model.arguments
-        self.takes_text = "tokenizer" in parts.components
-        self.classes: int | None = None if self.takes_text else parts.unet.config.num_class_embeds
-
-    def draw(self, rows: Any) -> torch.Tensor:
-        """Images [N, C, H, W] in [-1, 1]."""
-        from PIL import Image
-
-        table = self._model.predict(self._context, rows)
-        arrays = [np.asarray(Image.open(BytesIO(base64.b64decode(text)))) for text in table["png"]]
-        stacked = torch.from_numpy(np.stack(arrays)).float() / 127.5 - 1
-        return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
-
-
-def _load(model: str, tracking: str | None) -> _Generator:
-    from dmd_trainer.publishing.export import call_arguments, exported_steps
-    from dmd_trainer.runtime.sources import check_source
-
-    folder = Path(model)
-    if not model.startswith("models:/"):
-        if not (folder / "model_index.json").exists():
-            raise BadInputError(
-                f"{model}: is no diffusers pipeline's folder; give one, or models:/NAME@ALIAS or models:/NAME/VERSION"
-            )
-        from dmd_trainer.families.pipelines import read_index
-
-        check_source(folder, model)
-        return _Generator(folder, call_arguments(read_index(folder)["_class_name"], exported_steps(folder)))
-
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    database = RUNS.absolute() / "mlflow.db"
-    uri = tracking or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
-    if uri == f"sqlite:///{database}" and not database.exists():
-        raise BadInputError(f"{model}: no registry here ({database} is missing); give --tracking URI")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        local = Path(mlflow.artifacts.download_artifacts(model))
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInputError(
-            masked(f"{model}: cannot be loaded from {uri} ({reason}); check the name and --tracking")
-        ) from error
-    check_source(local, model)
-    with (local / "MLmodel").open("rb") as file:
-        (described,) = parse_yaml(read_yaml_text(file, f"{model}: MLmodel"), f"{model}: MLmodel")
-    try:
-        flavor = described["flavors"]["python_function"]
-        path, arguments = flavor["artifacts"]["pipeline"]["path"], flavor.get("config") or {}
-        pipeline = below(local, path, f"{model}: MLmodel")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadInputError(f"{model}: is not a generator that dmd-operator registered") from error
-    return _Generator(pipeline, arguments)
+def _load(model: str, tracking: str | None) -> Generator:
+    return Generator(find_generator(model, tracking))
 
 
 def _labels(text: str | None) -> list[int]:

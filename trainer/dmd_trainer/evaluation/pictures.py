@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,12 @@ def image_grid(images: Tensor, columns: int = 10) -> Image.Image:
     """Images [N, C, H, W] in [-1, 1] as a grid, `columns` a row."""
     grid = make_grid(_enlarge((images.detach().float().cpu().clamp(-1, 1) + 1) / 2), nrow=columns, pad_value=1.0)
     return Image.fromarray((grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def as_tensor(images: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size as a tensor [N, C, H, W] in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images])).float() / 127.5 - 1
+    return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
 
 
 def _enlarge(images: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ def _log_and_register(client: "MlflowClient", run: TrackedRun, run_id: str, entr
         python_model=str(Path(__file__).with_name("pyfunc.py")),
         artifacts={"pipeline": str(entry.pipeline)},
         model_config=entry.arguments,
-        signature=_signature(entry.condition),
+        signature=_signature(entry),
         input_example=_input_example(entry.condition),
         pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
     )
@@ -174,11 +174,18 @@ def _input_example(condition: str | None) -> Any:
     return pd.DataFrame(columns)
 
 
-def _signature(condition: str | None) -> Any:
+def _signature(entry: RegistryEntry) -> Any:
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    inputs = [ColSpec(DataType.long, "seed")]
+    condition = entry.condition
+    inputs = [ColSpec(DataType.long, "seed", required=condition is None)]
     if condition is not None:
         inputs.append(ColSpec(DataType.long if condition == "class_label" else DataType.string, condition))
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema([ColSpec(DataType.string, "png")]))
+    params = [
+        ParamSpec("seed", DataType.long, None),
+        ParamSpec("steps", DataType.long, entry.arguments["num_inference_steps"]),
+    ]
+    return ModelSignature(
+        inputs=Schema(inputs), outputs=Schema([ColSpec(DataType.string, "png")]), params=ParamSchema(params)
+    )

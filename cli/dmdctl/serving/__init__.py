@@ -1,0 +1,1 @@
+"""Serves a generator: a page to draw with and an API, on one port"""
