@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("trainer", "sampling", "checkpoints", "quality", "one_step", "one_step.emoji", "operator", "reading")
+NAMES = ("trainer", "sampling", "checkpoints", "quality", "one_step", "one_step.emoji", "operator", "reading", "chaos")
 RESULTS = Path(__file__).with_name("results.json")
 
 
