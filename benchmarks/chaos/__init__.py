@@ -132,7 +132,7 @@ def _disturb(stack: Stack, name: str, planned: Planned, began: float) -> dict[st
     at = round(time.monotonic() - began, 1)
     try:
         told = disturbances.ALL[planned.what](stack, name, random.Random(planned.seed))
-    except ClusterError as error:  # an API server that is not back yet
+    except (AssertionError, ClusterError) as error:  # an API server that is not back yet, a wish that is not followed
         told = f"could not be done: {str(error)[-200:]}"
     return {"what": planned.what, "phase": phase, "at": at, "told": told}
 
@@ -146,12 +146,12 @@ def _registered(stack: Stack, name: str) -> int:
 
 def _deleted(stack: Stack, name: str) -> list[str]:
     """Deletes a run; what of it stays where nothing should."""
-    stack.kubectl("delete", "dmd", name, "-n", TEAM, "--timeout=60s")
     wrong = []
     try:
+        stack.kubectl("delete", "dmd", name, "-n", TEAM, "--timeout=60s")
         eventually(lambda: not disturbances.left_behind(stack, name), "its children are gone", 120)
-    except AssertionError:
-        wrong.append(f"left behind: {disturbances.left_behind(stack, name)}")
+    except (AssertionError, ClusterError) as error:
+        wrong.append(f"left behind: {str(error)[-500:]}")
     uploads = stack.s3().list_multipart_uploads(Bucket=BUCKET).get("Uploads") or []
     if unfinished := [upload["Key"] for upload in uploads if f"runs/{name}-" in upload["Key"]]:
         wrong.append(f"uploads without an end: {unfinished}")

@@ -103,9 +103,11 @@ def suspend_and_resume(stack: Stack, name: str, choose: random.Random) -> str:
     seconds = choose.uniform(0, OUTAGE[0])
     set_suspend(stack, name, True)
     phases = {"Suspended", "Complete", "Failed"}
-    eventually(lambda: status(stack.kubectl, name, TEAM).get("phase") in phases, f"{name} is suspended")
-    time.sleep(seconds)
-    set_suspend(stack, name, False)
+    try:
+        eventually(lambda: status(stack.kubectl, name, TEAM).get("phase") in phases, f"{name} is suspended")
+        time.sleep(seconds)
+    finally:
+        set_suspend(stack, name, False)
     return f"{seconds:.0f} s"
 
 
