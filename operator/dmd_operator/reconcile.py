@@ -35,8 +35,11 @@ from dmd_operator.stored_status import completed, read_status
 
 log = logging.getLogger(__name__)
 
-READ_ALL_EVERY = timedelta(minutes=10)
-"""Watches may lose an event, a deletion above all: this often everything of a run is read again."""
+READ_ALL_EVERY, READ_MOVING_EVERY = timedelta(minutes=3), timedelta(minutes=10)
+"""Watches may lose an event, and nobody watches Services: this often everything of a run is read again.
+
+One whose step moves needs neither.
+"""
 READS_AT_ONCE, SECONDS_A_READ = 20, 0.1
 """Runs that are read without anything to be done about them, as all are after a start: some, then one after another."""
 READ_LATER = timedelta(seconds=2)
@@ -87,7 +90,8 @@ class Reconciler:
         """
         try:
             seen, now = self._seen.run(key), datetime.now(UTC)
-            due = seen.read_at is None or now - seen.read_at >= READ_ALL_EVERY
+            often = READ_MOVING_EVERY if key in self._moving else READ_ALL_EVERY
+            due = seen.read_at is None or now - seen.read_at >= often
             if due and seen.resource is not None and seen.resource.get("status"):
                 # Not so a new run, of which there is nothing but itself to read.
                 due = self._reads.take(time.monotonic())
@@ -149,10 +153,8 @@ class Reconciler:
         settings = paced(self._settings.for_decisions(), len(self._moving))
         run = Run(manifest, resolved, jobs, now, generation=generation, settings=settings)
         if (address := _progress_address(run)) is not None:
-            self._moving.add(key)
             run = replace(run, progress=await self._cluster.progress(address))
-        else:
-            self._moving.discard(key)
+        (self._moving.discard if run.progress is None else self._moving.add)(key)
         decision = decide(run)
         if unreadable:
             decision = replace(decision, events=(*decision.events, _status_reset(unreadable)))

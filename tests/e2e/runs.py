@@ -39,8 +39,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def apply(stack: Stack, name: str, **spec: Any) -> None:
-    manifest = on_this_machine({**SMALL, "metadata": {"name": name, "namespace": TEAM}})
+def apply(stack: Stack, name: str, scratch: str = "", **spec: Any) -> None:
+    """Creates the run; `spec` replaces whole fields, and `scratch` is the size of its pods' scratch folder."""
+    manifest = on_this_machine({**SMALL, "metadata": {"name": name, "namespace": TEAM}}, scratch)
     manifest["spec"] |= spec
     stack.kubectl.apply(manifest)
 
@@ -60,9 +61,9 @@ def story(stack: Stack, name: str) -> str:
     return f"{told}\n{live.describe(status(stack.kubectl, name, TEAM))}"
 
 
-def undisturbed_weights(folder: Path) -> str:
+def undisturbed_weights(folder: Path, **spec: Any) -> str:
     """The hash of the weights that every run of this manifest ends with, from its stages run on this machine."""
-    manifest = {**SMALL, "metadata": {"name": "undisturbed"}}
+    manifest = {**SMALL, "spec": {**SMALL["spec"], **spec}, "metadata": {"name": "undisturbed"}}
     for stage in (Stage.PREPARE, Stage.DISTILL, Stage.EVALUATE):
         result = run_stage(stage, manifest, folder, processes=SMALL["spec"]["workers"]["nodes"])
         assert result.error is None, (stage, result.error)

@@ -130,10 +130,11 @@ def install(stack: Stack, *options: str) -> None:
     )  # fmt: skip
 
 
-def on_this_machine(manifest: dict[str, Any]) -> dict[str, Any]:
+def on_this_machine(manifest: dict[str, Any], scratch: str = "") -> dict[str, Any]:
     """`manifest` with pods that take the trainer and its libraries from this machine instead of from an image.
 
-    What is tested is otherwise the manifest as it is: the trainer's real image has gigabytes of CUDA.
+    What is tested is otherwise the manifest as it is: the trainer's real image has gigabytes of CUDA. With `scratch`,
+    a size, a pod's scratch folder has a disk of its own that is no larger.
     """
     mounts = [
         {"name": "packages", "mountPath": PACKAGES, "readOnly": True},
@@ -155,7 +156,8 @@ def on_this_machine(manifest: dict[str, Any]) -> dict[str, Any]:
                 }
             ],
             "volumes": [
-                {"name": name, "persistentVolumeClaim": {"claimName": name}} for name in ("packages", "sources")
+                *({"name": name, "persistentVolumeClaim": {"claimName": name}} for name in ("packages", "sources")),
+                *([{"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": scratch}}] if scratch else []),
             ],
         }
     }

@@ -1,6 +1,6 @@
 """Distillations in real pods, disturbed while they train: they complete, with the weights of an undisturbed run."""
 
-import json
+import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.chart.helm import CHART, helm
+from tests.e2e import disturbances
 from tests.e2e.runs import (
     UPDATES,
     apply,
@@ -32,14 +33,17 @@ STAGES_BEFORE = ["preflight: attempt 1", "prepare: attempt 1"]
 
 
 def suspend_and_resume(stack: Stack, name: str) -> None:
-    def set_suspend(value: bool) -> None:
-        patch = json.dumps({"spec": {"suspend": value}})
-        stack.kubectl("patch", "dmd", name, "-n", TEAM, "--type=merge", "-p", patch)
-
-    set_suspend(True)
+    disturbances.set_suspend(stack, name, True)
     eventually(lambda: not workers(stack, name), "its pods are gone", 120)
     assert status(stack.kubectl, name, TEAM)["phase"] == "Suspended"
-    set_suspend(False)
+    disturbances.set_suspend(stack, name, False)
+
+
+def delete_the_lease_and_a_service(stack: Stack, name: str) -> None:
+    """Neither ends anything: workers know each other already, and one replica leads again."""
+    chosen = random.Random(0)
+    disturbances.delete_the_lease(stack, name, chosen)
+    disturbances.delete_a_service(stack, name, chosen)
 
 
 def delete_the_operators_pods(stack: Stack, name: str) -> None:
@@ -86,7 +90,13 @@ def test_all_that_a_cluster_does_to_a_run(stack: Stack, undisturbed: Future[str]
         trains_on(stack, name, past=checkpoint_of(stack, name))
         pods = uids_of_workers(stack, name, attempt=2)
         assert pods.keys() == {0, 1}
-        for disturb in (delete_the_operators_pods, restart_the_api_server, keep_s3_away, upgrade_and_roll_back):
+        for disturb in (
+            delete_the_operators_pods,
+            delete_the_lease_and_a_service,
+            restart_the_api_server,
+            keep_s3_away,
+            upgrade_and_roll_back,
+        ):
             disturb(stack, name)
             # By an operator that is there and sees it; what the one before wrote does not count.
             trains_on(stack, name, past=checkpoint_of(stack, name))

@@ -63,12 +63,13 @@ class Operator:
 
 
 @contextmanager
-def operator(kubeconfig: Path, folder: Path, **settings: str) -> Iterator[Operator]:
+def operator(kubeconfig: Path, folder: Path, packages: tuple[Path, ...] = (), **settings: str) -> Iterator[Operator]:
     """An operator, ended with the context.
 
     Args:
         kubeconfig: where its cluster is.
         folder: for its log.
+        packages: folders with another version's packages; none: this tree's.
         settings: `DMD_OPERATOR_*`, in lower case and without the prefix.
     """
     port = free_port()
@@ -77,6 +78,8 @@ def operator(kubeconfig: Path, folder: Path, **settings: str) -> Iterator[Operat
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DMD_OPERATOR_")}
     environment |= {"KUBECONFIG": str(kubeconfig), "DMD_OPERATOR_PORT": str(port)}
     environment |= {f"DMD_OPERATOR_{name.upper()}": value for name, value in settings.items()}
+    if packages:
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, packages))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "dmd_operator"], env=environment, stdout=output, stderr=subprocess.STDOUT
