@@ -135,7 +135,7 @@ class Data(Model):
     images: Location | None = Field(
         None,
         description="Real images; only DMD2's GAN term reads them: a folder of image files, .parquet (column image), "
-        ".tar (webdataset), or .safetensors of latents; builtin://digits or builtin://emoji. Where the teacher takes "
+        ".tar (webdataset), or .safetensors of latents; builtin://digits, builtin://emoji or builtin://glyphs. Where the teacher takes "
         "text, it is given their captions.",
     )
 
@@ -339,7 +339,7 @@ class Evaluation(PodSettings):
     reference: Location | None = Field(
         None,
         description="The real images to measure against: a folder of images, .parquet (column image), .tar "
-        "(webdataset), builtin://digits or builtin://emoji.",
+        "(webdataset), builtin://digits, builtin://emoji or builtin://glyphs-held-out.",
     )
     resolution: int | None = Field(
         None,
@@ -355,7 +355,7 @@ class Evaluation(PodSettings):
     features: Location | None = Field(
         None,
         description="The network whose features are compared: InceptionV3's weights as torch-fidelity has them, or "
-        "builtin://digits-classifier; or a CLIP model in transformers' format, such as builtin://emoji-clip.",
+        "builtin://digits-classifier or builtin://glyphs-classifier; or a CLIP model in transformers' format, such as builtin://emoji-clip.",
     )
     batch_size: int = Field(250, ge=1, le=100_000, description="Images generated at once for a measurement.")
 

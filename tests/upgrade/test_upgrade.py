@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,9 +125,14 @@ def jobs(kubectl: Kubectl) -> dict[str, str]:
 
 
 def remembered(found: dict[str, Any]) -> dict[str, Any]:
-    """`KEPT` of a status, and its conditions without their words, which versions may choose otherwise."""
+    """`KEPT` of a status, and its conditions without their words, which versions may choose otherwise.
+
+    Versions after 377f436 write whole seconds.
+    """
     marks = {c["type"]: (c["status"], c["lastTransitionTime"]) for c in found["conditions"] if c["type"] != "Healthy"}
-    return {**{field: found.get(field) for field in KEPT}, "conditions": marks}
+    kept = {**{field: found.get(field) for field in KEPT}, "conditions": marks}
+    whole: dict[str, Any] = json.loads(re.sub(r"(:\d\d)\.\d+Z", r"\1Z", json.dumps(kept)))
+    return whole
 
 
 def finish(kubectl: Kubectl, name: str) -> None:

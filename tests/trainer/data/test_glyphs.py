@@ -12,6 +12,7 @@ from dmd_api.spec import Location
 from dmd_trainer.data.formats.glyphs import SETS
 from dmd_trainer.data.glyphs import CLASSES, HELD_OUT, LETTERS, SIZE, draw_glyph, draw_glyphs
 from dmd_trainer.data.image_set import ImageSet
+from dmd_trainer.evaluation.features import load_features
 
 NUMBERS = (0, 1, 25, 26, 999_999, HELD_OUT, HELD_OUT + 49_999)
 DIGEST = "9ab3ba866f08a233a05fd79cba5b7409d9de33e213586195c323c1ed043cb661"
@@ -56,3 +57,12 @@ def test_what_is_measured_against_is_never_trained_on(tmp_path: Path) -> None:
     torch.testing.assert_close(row[0], expected[0], rtol=0, atol=0)
     assert row[1] == int(label)
     assert np.isfinite(row[0].numpy()).all()
+
+
+def test_its_classifier_tells_the_letters_apart() -> None:
+    images, labels = draw_glyphs(range(HELD_OUT + 10_000, HELD_OUT + 10_260))
+    extractor = load_features(Location(uri="builtin://glyphs-classifier"), Path(), torch.device("cpu"))
+    features, found = extractor.extract(images)
+    assert features.shape == (260, 64)
+    assert found is not None
+    assert (found == labels).double().mean() > 0.98
