@@ -135,7 +135,8 @@ class Data(Model):
     images: Location | None = Field(
         None,
         description="Real images; only DMD2's GAN term reads them: a folder of image files, .parquet (column image), "
-        ".tar (webdataset), or .safetensors of latents; builtin://digits, builtin://emoji or builtin://glyphs. Where the teacher takes "
+        ".tar (webdataset), or .safetensors of latents; builtin://digits, builtin://emoji or builtin://glyphs. "
+        "Where the teacher takes "
         "text, it is given their captions.",
     )
 
