@@ -21,7 +21,6 @@ from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
 from dmd_trainer.publishing.export import export_pipeline
 from dmd_trainer.publishing.model_card import CardFacts
-from dmd_trainer.publishing.pyfunc import weights_dtype
 
 FIELD = "spec.teacher.uri"
 PROMPT = "a red apple"
@@ -177,6 +176,8 @@ def _own_pixels(teacher: Teacher, timesteps: tuple[int, ...], condition: Conditi
 def _foreign_pixels(teacher: Teacher, folder: Path, steps: int) -> tuple[np.ndarray, torch.dtype]:
     """The exported pipeline's picture [H, W, C] in [0, 1] of the same noise, by diffusers alone, and its dtype."""
     from diffusers import DiffusionPipeline
+
+    from dmd_trainer.publishing.pyfunc import weights_dtype  # imports mlflow, which later stages' workers do without
 
     family = teacher.family
     own_code = family.carries_code(teacher.denoiser.network)
