@@ -165,6 +165,84 @@ def watch(name: RunName, namespace: NamespaceOption = None, context: ContextOpti
     raise typer.Exit(watch_run(name, namespace, context))
 
 
+@app.command("list")
+def list_(
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Those of all namespaces.")] = False,
+    namespace: NamespaceOption = None,
+    context: ContextOption = None,
+) -> None:
+    """List the runs of a namespace: phase, step, how far it is, FID.
+
+    Example: `dmdctl list -n research`
+    """
+    _need("list", ("kubernetes", "aiohttp"), "operator")
+    from dmdctl.cluster.listing import list_runs
+
+    list_runs(namespace, context, everywhere=everywhere)
+
+
+@app.command()
+def get(
+    name: RunName,
+    output: Annotated[Literal["yaml", "json"], typer.Option("--output", "-o", help="In which form.")] = "yaml",
+    namespace: NamespaceOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Print a run's manifest and status, for other programs.
+
+    Example: `dmdctl get distill-sd15 -o json`
+    """
+    _need("get", ("kubernetes", "aiohttp"), "operator")
+    from dmdctl.cluster.listing import get_run
+
+    get_run(name, output, namespace, context)
+
+
+@app.command()
+def suspend(name: RunName, namespace: NamespaceOption = None, context: ContextOption = None) -> None:
+    """Suspend a run: its pods end after a checkpoint, and their GPUs are free.
+
+    Example: `dmdctl suspend distill-sd15`
+    """
+    _need("suspend", ("kubernetes", "aiohttp"), "operator")
+    from dmdctl.cluster.changing import set_suspend
+
+    set_suspend(name, namespace, context, suspend=True)
+
+
+@app.command()
+def resume(name: RunName, namespace: NamespaceOption = None, context: ContextOption = None) -> None:
+    """Let a suspended run go on from its last checkpoint.
+
+    Example: `dmdctl resume distill-sd15`
+    """
+    _need("resume", ("kubernetes", "aiohttp"), "operator")
+    from dmdctl.cluster.changing import set_suspend
+
+    set_suspend(name, namespace, context, suspend=False)
+
+
+@app.command()
+def delete(
+    name: RunName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    namespace: NamespaceOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Delete a run with its Jobs and pods; checkpoints, generator and registered model stay.
+
+    Example: `dmdctl delete distill-sd15 --yes`
+    """
+    _need("delete", ("kubernetes", "aiohttp"), "operator")
+    from dmdctl.cluster.changing import delete_run
+
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInputError("--yes: missing; nobody can be asked here whether the run is to be deleted")
+        typer.confirm(f"Delete the run {name} with its Jobs and pods?", abort=True)
+    delete_run(name, namespace, context)
+
+
 @app.command()
 def logs(
     name: RunName,

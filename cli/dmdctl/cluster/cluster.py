@@ -1,6 +1,6 @@
 """The cluster that a kubeconfig names, and a plain message for whatever keeps us from reaching it.
 
-The client is an optional dependency: only `dmdctl watch` and `dmdctl logs` import this file.
+The client is an optional dependency: only the commands that speak with a cluster import this file.
 """
 
 import difflib
