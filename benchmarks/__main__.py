@@ -17,6 +17,7 @@ NAMES = (
     "one_step.emoji",
     "operator",
     "reading",
+    "glyphs",
     "serving",
 )
 BY_NAME = ("chaos",)
