@@ -72,6 +72,8 @@ def test_a_version_is_ready_tagged_and_has_its_alias(registered: tuple[str, Path
     assert version.tags["dmd.method"] == "DMD"
     assert version.tags["dmd.run_key"] == "key"
     assert version.tags["dmd.teacher"] == neutral("".join(AWKWARD.values()))
+    assert version.description.startswith("# tiny"), "the card, without what is for the hub"
+    assert mlflow_client(registered[0]).get_registered_model("tiny").description == version.description
 
 
 FOREIGN = """

@@ -1,6 +1,7 @@
 """Tracking against a real MLflow server that comes and goes."""
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from dmd_api import __version__
 from dmd_api.errors import BadInputError, InterruptedRunError, TrainingDivergedError
+from dmd_api.loading import load_manifest
 from dmd_api.text import neutral
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, mlflow_client
@@ -19,6 +23,8 @@ from dmdctl.local.local_runner import free_port
 from tests.awkward import AWKWARD, steers
 from tests.servers import Server, start_mlflow
 from tests.stages import new_database
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -252,3 +258,25 @@ def test_what_others_wrote_is_neutral_in_mlflow(tmp_path: Path, database: str) -
     assert data.params == {name: neutral(text) for name, text in texts.items()}
     assert {name: data.tags[f"dmd.{name}"] for name in texts} == data.params
     assert not any(map(steers, data.params.values()))
+
+
+def test_a_run_says_where_it_comes_from_and_what_it_reads_once(tmp_path: Path, database: str) -> None:
+    manifest = load_manifest(ROOT / "examples" / "distill-digits.yaml")
+    for _ in range(2):  # attempts of one run
+        with tracker(database, tmp_path, "provenance") as tracking:
+            tracking.log_manifest(manifest, torch.device("cpu"), 2)
+            assert tracking.flush(60)
+    client = mlflow_client(database)
+    run = client.get_run(str(tracking.run_id))
+    tags = run.data.tags
+    assert tags["mlflow.source.name"] == "DMDDistillation distill-digits"
+    assert (tags["mlflow.source.type"], tags["dmd.devices"], tags["dmd.version"]) == ("LOCAL", "2 x cpu", __version__)
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert tags.get("mlflow.source.git.commit") == (head.stdout.strip() or None)
+    found = {read.tags[0].value: read.dataset for read in run.inputs.dataset_inputs}
+    assert len(run.inputs.dataset_inputs) == len(found), "nothing twice"
+    assert found.keys() == {"teacher", "pairs", "reference"}
+    assert json.loads(found["teacher"].source) == {"uri": "builtin://digits-teacher"}
+    assert found["reference"].name == "digits"
+    assert client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "builtin://digits-teacher" in tags["mlflow.note.content"]

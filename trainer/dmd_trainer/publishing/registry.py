@@ -1,5 +1,6 @@
 """The generator in MLflow's model registry: logged, registered once, and given its alias if it earned it."""
 
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -39,6 +40,11 @@ class RegistryEntry:
     condition: str | None
     sha256: str
     tags: dict[str, str] = field(default_factory=dict)
+
+
+LONGEST_DESCRIPTION = 5_000
+"""Characters that a tracking server's database takes."""
+_FIELDS = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,17 @@ def _log_and_register(client: "MlflowClient", run: TrackedRun, run_id: str, entr
     own = {GENERATOR_TAG: entry.sha256, RUN_KEY_TAG: run.key}
     tags = {name: neutral(value) for name, value in entry.tags.items()} | own
     registered = mlflow.register_model(logged.model_uri, entry.name, await_registration_for=300, tags=tags)
+    card = _card(entry.pipeline)
+    client.update_model_version(entry.name, registered.version, card)
+    if not client.get_registered_model(entry.name).description:  # a person's own stays
+        client.update_registered_model(entry.name, card)
     return str(registered.version)
+
+
+def _card(pipeline: Path) -> str:
+    """The model card as descriptions have it: without the fields at its head, which are for the hub."""
+    text = (pipeline / "README.md").read_text("utf-8")
+    return neutral(_FIELDS.sub("", text).strip()[:LONGEST_DESCRIPTION], "\n")
 
 
 def _make_registered_model(client: Any, name: str) -> None:

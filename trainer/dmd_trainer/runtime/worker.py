@@ -93,7 +93,7 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
 
                 run = TrackedRun.of(manifest, run_key)
                 with Tracker(run, scratch / "tracking", context.storage, board.message) as context.tracker:
-                    context.tracker.log_manifest(manifest)
+                    context.tracker.log_manifest(manifest, device, context.world_size)
                     result: dict[str, Any] = module.run(context)
             else:
                 result = module.run(context)

@@ -23,6 +23,8 @@ OUTAGE_SECONDS = 600
 """Time that a stage which needs the tracking server waits for it before it gives up (and is tried again)."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 15.0
 INVALID = "INVALID_PARAMETER_VALUE"
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens an experiment's page on its training runs, and not on traces."""
 PASSING_STATUSES = {408, 409, 429, 499}
 """HTTP's statuses below 500 that another try may end; by all others below it a server says no."""
 SETTLED = ("not in a valid JSON format", "out-of-date database schema", "!= 200", "Invalid url")
@@ -82,7 +84,8 @@ def find_or_create_run(client: "MlflowClient", run: TrackedRun) -> str:
     found = client.get_experiment_by_name(run.experiment)
     if found is None:
         try:
-            experiment_id = client.create_experiment(run.experiment, artifact_location=local_artifacts(run.uri))
+            place = local_artifacts(run.uri)
+            experiment_id = client.create_experiment(run.experiment, artifact_location=place, tags=EXPERIMENT_KIND)
         except MlflowException:
             # Another run may have created it in between.
             found = client.get_experiment_by_name(run.experiment)

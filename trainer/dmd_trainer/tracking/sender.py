@@ -1,9 +1,10 @@
 """Sends a spool's records to MLflow in their order, from a thread of its own."""
 
+import json
 import threading
 from collections.abc import Callable
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmd_api.errors import BadInputError, DMDError
 from dmd_trainer.tracking.client import TrackedRun, find_or_create_run, is_invalid, mlflow_client, retry_waits, short
@@ -78,6 +79,8 @@ class Sender:
                         client.log_batch(run, params=items[start : start + PARAMETERS_AT_ONCE])
                 case "tags":
                     client.log_batch(run, tags=[RunTag(k, v) for k, v in values.items()])
+                case "inputs":
+                    client.log_inputs(run, datasets=[_dataset(found) for found in values])
                 case "status" if record["status"] == "RUNNING":
                     client.update_run(run, status=record["status"])
                 case "status":
@@ -114,3 +117,12 @@ class Sender:
             self.experiment_id = str(self._client.get_run(run_id).info.experiment_id)
             self.run_id = run_id
         return self._client, self.run_id
+
+
+def _dataset(found: dict[str, str]) -> Any:
+    """An input as MLflow has it; the same one again changes nothing."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": found["uri"]})
+    dataset = Dataset(found["name"], found["digest"], found["source_type"], source)
+    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", found["context"])])

@@ -14,11 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import torch
+
 from dmd_api.errors import DMDError, InterruptedRunError
-from dmd_api.manifest import DMDDistillation, manifest_hash
+from dmd_api.manifest import DMDDistillation
 from dmd_api.text import neutral
 from dmd_trainer.runtime.storage import Storage
 from dmd_trainer.tracking.client import TrackedRun
+from dmd_trainer.tracking.provenance import inputs_of, provenance_tags
 from dmd_trainer.tracking.sender import Sender
 from dmd_trainer.tracking.spool import Record, Spool
 from dmd_trainer.tracking.system_metrics import SystemMetrics
@@ -74,10 +77,17 @@ class Tracker:
             return None
         return f"{self.run.uri.rstrip('/')}/#/experiments/{self._sender.experiment_id}/runs/{self.run_id}"
 
-    def log_manifest(self, manifest: DMDDistillation) -> None:
-        """Logs the manifest's fields as parameters, and tags by which runs are compared."""
+    def log_manifest(self, manifest: DMDDistillation, device: torch.device, processes: int) -> None:
+        """Logs the manifest's fields as parameters, what the run reads, and tags by which runs are compared.
+
+        Args:
+            manifest: the run's.
+            device: a worker's.
+            processes: how many workers there are.
+        """
         self.log_params(parameters(manifest.spec.model_dump(mode="json", by_alias=True)))
-        self.set_tags({"dmd.manifest_hash": manifest_hash(manifest), "dmd.teacher": manifest.spec.teacher.uri})
+        self.set_tags(provenance_tags(manifest, device, processes))
+        self._spool.append("inputs", values=[found.as_record() for found in inputs_of(manifest, self._storage.uri)])
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Logs parameters; long values are cut."""
