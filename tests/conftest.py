@@ -1,6 +1,7 @@
 """What all tests share: small models made here, and a manifest that trains one of them in seconds."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
             if "cluster" in item.fixturenames:
                 item.add_marker(pytest.mark.nodes)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Forgets the tracking server that MLflow, when told of one, leaves in the environment for later processes."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ from dmd_trainer.diffusion.understood import EDM, FILE, FLOW, check_understood, 
 
 EDM_STEPS = 1000
 """How many Karras sigmas an EDM teacher's table has (DMD, arXiv 2311.18828, appendix B; the authors' code)."""
+ROUNDING = 1e-6
+"""By so much a step's noise may be less than the last one's: with a zero terminal SNR the last two are 1 but for it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def schedule_from_scheduler(config: Mapping[str, Any]) -> Schedule:
     check_understood(config)
     schedule = _table(config)
     # Of such values diffusers makes NaN, or noise that falls as time goes on.
-    if not (torch.isfinite(schedule.sigmas).all() and (schedule.sigmas.diff() >= 0).all()):
+    if not (torch.isfinite(schedule.sigmas).all() and (schedule.sigmas.diff() > -ROUNDING).all()):
         raise BadInputError(
             f"{FILE}: its numbers make no noise schedule, whose noise grows from step to step; compare its betas or "
             "sigmas with those that the teacher was trained with"
