@@ -43,6 +43,10 @@ class Stage(StrEnum):
         """
         return self in {Stage.DISTILL, Stage.EVALUATE}
 
+    def meets(self, nodes: int) -> bool:
+        """Its launchers look for each other, where there are so many nodes: one alone needs nobody."""
+        return self.collective and nodes > 1
+
     @property
     def tracked(self) -> bool:
         """It logs to the tracking server."""

@@ -71,7 +71,8 @@ def follow(run: Run, job: ObservedJob) -> Decision:
     elif job.running:
         run = _running(run, job)
     # Somebody deleted it, or its creation failed in between: what exists already is kept.
-    missing = (job.stage, job.attempt) if job.has_service is False and not job.deleting else None
+    meets = job.stage.meets(job.stage.size(run.spec).nodes)
+    missing = (job.stage, job.attempt) if meets and job.has_service is False and not job.deleting else None
     return Decision(run.status, create=missing, events=events, again=sooner(run.settings.progress_every, left))
 
 

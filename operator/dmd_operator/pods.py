@@ -1,4 +1,4 @@
-"""An attempt's Indexed Job, and the headless Service by which its agents meet."""
+"""An attempt's Indexed Job, and where its launchers have to meet, the headless Service by which they do."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def attempt_objects(manifest: DMDDistillation, stage: Stage, attempt: int, owner
         owner: the resource.
     """
     one = _Attempt(manifest, stage, attempt, owner)
-    return [_service(one), _job(one)]
+    return [_service(one), _job(one)] if one.meets else [_job(one)]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,11 @@ class _Attempt:
     @property
     def size(self) -> Size:
         return self.stage.size(self.manifest.spec)
+
+    @property
+    def meets(self) -> bool:
+        """Its pods look for each other by name, and so there is a Service."""
+        return self.stage.meets(self.size.nodes)
 
     @property
     def selector(self) -> dict[str, str]:
@@ -123,7 +128,7 @@ class _Attempt:
     @property
     def role(self) -> Role:
         """Its command, environment and ports, as torchx describes them."""
-        address = f"{self.name}-0.{self.name}.{self.owner.namespace}.svc"
+        address = f"{self.name}-0.{self.name}.{self.owner.namespace}.svc" if self.meets else "localhost"
         app = stage_app(
             self.manifest,
             self.stage,

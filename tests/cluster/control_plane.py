@@ -86,6 +86,10 @@ class ControlPlane:
             time.sleep(pause)
         self._start_api_server()
 
+    def stop_scheduler(self) -> None:
+        """Ends the scheduler: where pods are only played, it would say of each that no node fits."""
+        self._daemons["kube-scheduler"].stop()
+
     def component_kubeconfig(self, name: str, user: str, *groups: str) -> Path:
         """A kubeconfig for a component that reaches `address` itself."""
         return self.authority.kubeconfig(self.folder / f"{name}.kubeconfig", self.server, user, groups)

@@ -94,8 +94,12 @@ class Pods:
         end = self.ends(pod)
         if end is None:
             return
-        code, result = end
         await asyncio.sleep(self.lives(pod))
+        await self.finish(pod, end)
+
+    async def finish(self, pod: dict[str, Any], end: tuple[int, StageResult]) -> None:
+        """Ends a pod with an exit code and last words; also one of which `ends` said that it runs on."""
+        code, result = end
         terminated = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "finishedAt": _now()}
         terminated |= {"startedAt": _now(), "message": result.to_termination_message()}
         await self._write(pod, "Succeeded" if code == 0 else "Failed", {"terminated": terminated})

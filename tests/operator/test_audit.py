@@ -67,7 +67,9 @@ def test_rights_are_what_is_asked_for_and_nothing_more(api: ControlPlane, instal
             "service": {"apiVersion": "v1", "spec": {"clusterIP": "None", "selector": {"a": "b"}}},
             "job": {"apiVersion": "batch/v1", "spec": _harmless()},
         }[kind]
-        kubectl.apply({**taken, "kind": kind.title(), "metadata": {"name": f"{kind}-preflight-1", "namespace": TEAM}})
+        # The first stage that has one.
+        name = f"{kind}-{'distill' if kind == 'service' else 'preflight'}-1"
+        kubectl.apply({**taken, "kind": kind.title(), "metadata": {"name": name, "namespace": TEAM}})
         kubectl.apply(manifest(kind, TEAM))
 
     def runs_on_in_distill(pod: dict[str, Any]) -> Any:

@@ -576,13 +576,13 @@ def test_a_completed_job_that_is_cleaned_up_is_not_done_again(
 def test_a_service_that_is_deleted_comes_back(
     api: ControlPlane, played: Played, namespace: str, tmp_path: Path
 ) -> None:
-    played.ends[namespace] = runs_on
+    played.ends[namespace] = lambda pod: runs_on(pod) if pod["metadata"]["labels"][STAGE] == "distill" else succeed(pod)
     api.kubectl.apply(manifest("run", namespace))
     with operator(api.kubeconfig, tmp_path / "first"):
-        eventually(lambda: api.kubectl.get("jobs", "-n", namespace)["items"], "a Job")
-    api.kubectl("delete", "service", "run-preflight-1", "-n", namespace)
+        eventually(lambda: live.exists(api.kubectl, "job", "run-distill-1", namespace), "the Job")
+    api.kubectl("delete", "service", "run-distill-1", "-n", namespace)
     with operator(api.kubeconfig, tmp_path / "second"):  # which looks closely at first
-        eventually(lambda: live.exists(api.kubectl, "service", "run-preflight-1", namespace), "the Service is back")
+        eventually(lambda: live.exists(api.kubectl, "service", "run-distill-1", namespace), "the Service is back")
 
 
 @pytest.mark.parametrize("wrong", [{"stage": "training"}, {"activeSeconds": 1e300}, {"attempt": 2**63 - 1}], ids=str)

@@ -185,3 +185,9 @@ def test_a_missing_service_is_made_good() -> None:
     status = RunStatus(stage=Stage.DISTILL, attempt=1, start_time=NOW, active_since=NOW)
     lonely = job(Stage.DISTILL, 1, running(0), running(1), completions=2, has_service=False)
     assert decide(Run(manifest(), status, (lonely,), NOW)).create == (Stage.DISTILL, 1)
+
+
+def test_no_service_is_missed_where_there_is_nobody_to_meet() -> None:
+    status = RunStatus(stage=Stage.PREFLIGHT, attempt=1, start_time=NOW, active_since=NOW)
+    alone = job(Stage.PREFLIGHT, 1, running(0), completions=1, has_service=False)
+    assert decide(Run(manifest(), status, (alone,), NOW)).create is None

@@ -35,9 +35,10 @@ def manifest(of_resource: dict[str, Any] | None = None, **spec: Any) -> DMDDisti
 
 
 def objects(stage: Stage, **spec: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The Service, empty where there is none, and the Job."""
     metadata = spec.pop("metadata", None)
-    service, job = attempt_objects(manifest(metadata, **spec), stage, 3, Owner("team", "uid-1"))
-    return service, job
+    *services, job = attempt_objects(manifest(metadata, **spec), stage, 3, Owner("team", "uid-1"))
+    return services[0] if services else {}, job
 
 
 def pod(job: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +93,15 @@ def test_agents_meet_by_a_service_that_selects_this_attempt_alone() -> None:
     assert service["spec"]["selector"]["dmd-operator.io/attempt"] == "3"
     assert told[runtime.RUN_KEY] == "sd-uid-1"
     assert json.loads(told[runtime.MANIFEST])["metadata"]["name"] == "sd"
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_only_pods_that_look_for_each_other_have_a_service(stage: Stage, nodes: int) -> None:
+    service, job = objects(stage, workers={"nodes": nodes})
+    meets = nodes > 1 and stage in {Stage.DISTILL, Stage.EVALUATE}
+    assert bool(service) == meets
+    assert environment(job)[runtime.RENDEZVOUS].startswith(f"sd-{stage}-3-0.sd-" if meets else "localhost:")
 
 
 def test_pods_meet_the_restricted_standard_and_get_no_token() -> None:
@@ -204,7 +214,7 @@ def test_queue_and_priority_are_passed_on_to_the_job() -> None:
 @pytest.mark.parametrize("labels", [{"dmd-operator.io/distillation": "mine", "team": "a"}, None])
 def test_what_decisions_rest_on_is_the_operators(labels: dict[str, str] | None) -> None:
     template = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "OnFailure", "subdomain": "elsewhere"}}
-    service, job = objects(Stage.DISTILL, workers={"podTemplate": template})
+    service, job = objects(Stage.DISTILL, workers={"nodes": 2, "podTemplate": template})
     found = job["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"].items() <= found.items()
     assert ("team" in found) == (labels is not None)

@@ -57,7 +57,7 @@ def _exit_interrupted(signum: int, frame: FrameType | None) -> None:
 def _launch(stage: Stage, results: Path) -> StageResult:
     nodes = int(os.environ.get(runtime.NODES, "1"))
     node_rank = int(os.environ.get(runtime.NODE_RANK) or os.environ.get(runtime.COMPLETION_INDEX, "0"))
-    alone = nodes == 1 or not stage.collective
+    alone = not stage.meets(nodes)
     timeout = int(os.environ.get(runtime.RENDEZVOUS_TIMEOUT, "900"))
     config = LaunchConfig(
         min_nodes=1 if alone else nodes,
