@@ -14,6 +14,8 @@ from tests.cluster.processes import ClusterError, Daemon, start, wait_for
 
 LOOPBACK = "127.0.0.1"
 SERVICES = "10.96.0.0/16"
+DOMAIN = "test.internal"
+"""Of the cluster: not cluster.local, which nothing may rely on."""
 FIRST_SERVICE = "10.96.0.1"
 _NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
 _STARTS = 3
@@ -150,7 +152,7 @@ class ControlPlane:
             "--kubelet-preferred-address-types=InternalIP",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
-            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+            f"--service-account-issuer=https://kubernetes.default.svc.{DOMAIN}",
             f"--service-account-key-file={tokens}",
             f"--service-account-signing-key-file={tokens}",
             f"--audit-policy-file={policy}",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.cluster import binaries
-from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import DOMAIN, ControlPlane
 from tests.cluster.namespaces import Namespace
 from tests.cluster.network import GATEWAY
 from tests.cluster.processes import Daemon, start
@@ -14,7 +14,7 @@ _COREFILE = """
   bind {address}
   errors
   ready {address}:8181
-  kubernetes cluster.local in-addr.arpa {{
+  kubernetes {domain} in-addr.arpa {{
     kubeconfig {kubeconfig}
     ttl 0
   }}
@@ -26,6 +26,6 @@ def start_dns(folder: Path, network: Namespace, control_plane: ControlPlane) -> 
     """Starts the DNS server of the cluster."""
     kubeconfig = control_plane.component_kubeconfig("coredns", "coredns", "system:masters")
     configuration = folder / "Corefile"
-    configuration.write_text(_COREFILE.format(address=GATEWAY, kubeconfig=kubeconfig))
+    configuration.write_text(_COREFILE.format(address=GATEWAY, domain=DOMAIN, kubeconfig=kubeconfig))
     program = binaries.build("coredns")["coredns"]
     return start("coredns", [program, "-conf", configuration], control_plane.logs, network.enter)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tests.cluster import binaries, cgroups
-from tests.cluster.control_plane import SERVICES, ControlPlane
+from tests.cluster.control_plane import DOMAIN, SERVICES, ControlPlane
 from tests.cluster.namespaces import machine_namespace
 from tests.cluster.network import GATEWAY, NODES, PODS, node_address, pod_range
 from tests.cluster.processes import Daemon, call, start, wait_for
@@ -156,7 +156,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": f"/{self._group}",
             "clusterDNS": [GATEWAY],
-            "clusterDomain": "cluster.local",
+            "clusterDomain": DOMAIN,
             "containerRuntimeEndpoint": f"unix://{_SOCKET}",
             "enforceNodeAllocatable": [],
             # The machine's disk is somebody else's: neither its filling up nor old images are the tests' affair.

@@ -16,7 +16,7 @@ import pytest
 
 from tests.cluster import cgroups, images, owners
 from tests.cluster.cluster import FOLDER, Cluster, owner, sweep
-from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import DOMAIN, ControlPlane
 from tests.cluster.fake_nodes import start_kwok
 from tests.cluster.fixtures import GivenCluster
 from tests.cluster.kubectl import Kubectl
@@ -60,7 +60,7 @@ def test_pods_reach_each_other_by_names_of_pods_and_services(web: Kubectl) -> No
     for index in range(2):
         other = f"http://web-{1 - index}.web.{NAMESPACE}.svc:8080/greeting"
         assert fetch(web, f"web-{index}", other) == "hello from this machine"
-        assert fetch(web, f"web-{index}", other.replace(".svc:", ".svc.cluster.local:")) == "hello from this machine"
+        assert fetch(web, f"web-{index}", other.replace(".svc:", f".svc.{DOMAIN}:")) == "hello from this machine"
         assert fetch(web, f"web-{index}", "http://balanced:8080/greeting") == "hello from this machine"
 
 
