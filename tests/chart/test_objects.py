@@ -86,7 +86,7 @@ def run() -> DMDDistillation:
 
 
 def trainer_pod() -> Object:
-    _, job = attempt_objects(run(), Stage.DISTILL, 1, Owner("team-a", "uid"))
+    *_, job = attempt_objects(run(), Stage.DISTILL, 1, Owner("team-a", "uid"))
     return job["spec"]["template"]
 
 
