@@ -134,6 +134,8 @@ class RunStatus(StatusModel):
     """`models:/NAME/VERSION`."""
     resolved: dict[str, Any] | None = None
     """The operator's defaults as they were when the run started."""
+    operator: str | None = None
+    """The installation that looks after the run: the namespace and name of its Lease."""
     conditions: tuple[Condition, ...] = ()
 
     def to_resource(self) -> dict[str, Any]:

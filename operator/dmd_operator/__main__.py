@@ -43,6 +43,8 @@ def main() -> None:
     sys.setrecursionlimit(4 * DEEPEST_JSON)
     kopf.configure(debug=settings.debug, log_format=kopf.LogFormat.JSON)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event of each pod otherwise
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_in_a_line)
     try:
         asyncio.run(run(settings))
     except ConfigException as error:
@@ -106,6 +108,14 @@ async def _find_cluster(configuration: Configuration) -> None:
         load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     else:
         await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+
+
+def _in_a_line(record: logging.LogRecord) -> bool:
+    """What the API server answers is no fault of the program's, and needs no traceback; kopf logs one all the same."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and any(isinstance(e, aiohttp.ClientError) for e in (error, error.__cause__)):
+        record.exc_info = None
+    return True
 
 
 def _failed(key: Key, error: Exception) -> None:

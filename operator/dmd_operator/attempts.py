@@ -5,7 +5,7 @@ from datetime import timedelta
 from dmd_api.stages import Stage
 from dmd_api.status import PHASES, STAGE_DONE
 from dmd_operator import health, stalls, waits
-from dmd_operator.backoff import back_off
+from dmd_operator.backoff import LONGEST_BACK_OFF, SHORTEST_ATTEMPT, back_off
 from dmd_operator.decision import Decision, Event, sooner
 from dmd_operator.endings import at_work, attempt_failed
 from dmd_operator.observed import ObservedJob
@@ -19,7 +19,8 @@ def begin(run: Run) -> Decision:
         # Whoever still works on the last attempt could write beside the next.
         return Decision(run.status, delete=at_work(run.jobs), again=run.settings.gone_after)
     at = run.status.next_attempt_time
-    if at is not None and run.now < at:
+    # No wait is longer: a time further away is by a clock that was ahead.
+    if at is not None and run.now < at <= run.now + LONGEST_BACK_OFF + SHORTEST_ATTEMPT:
         return Decision(run.status, again=at - run.now)
     stage, last = run.status.stage, run.status.attempt
     # The last failed Job stays, for its pods' logs.

@@ -31,4 +31,5 @@ def next_attempt_time(now: datetime, created: datetime | None, wait: timedelta) 
         created: when the last attempt was created; None: it was not seen, and may just have been.
         wait: the back-off, from now.
     """
-    return max(now + wait, (created or now) + SHORTEST_ATTEMPT)
+    # It was created by the API server's clock, which may be ahead of this one.
+    return max(now + wait, min(created or now, now) + SHORTEST_ATTEMPT)

@@ -8,7 +8,9 @@ from dmd_operator.run import Run
 def active(run: Run) -> timedelta:
     """The time that the run was active, without the time that it was suspended."""
     since = run.status.active_since
-    return timedelta(seconds=run.status.active_seconds) + (run.now - since if since is not None else timedelta())
+    # By a clock that was ahead it may begin in the future.
+    lasting = max(run.now - since, timedelta()) if since is not None else timedelta()
+    return timedelta(seconds=run.status.active_seconds) + lasting
 
 
 def until_deadline(run: Run) -> timedelta | None:

@@ -4,6 +4,7 @@ Its authentication, retries and errors are used. Its own methods would hold ever
 release: a field of a newer Kubernetes, or a user's mistake, would end in the client's words, not the API server's.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
@@ -16,6 +17,8 @@ from dmd_operator.reading import parse
 PAGE_ITEMS = 100
 PAGE_BYTES = 4 * 1024 * 1024
 """The part of a list that is read at once: one object can have 1.5 MB, and a tenant can make as many as they like."""
+TRIES_WHEN_BUSY, LONGEST_WAIT_WHEN_BUSY = 10, 30.0
+"""As many as Go's clients make; and seconds between two of them."""
 _WARNING = re.compile(r'299 \S+ "(?P<text>.*)"')
 """A warning's header (RFC 7234, section 5.5), as the API server writes them."""
 
@@ -103,7 +106,11 @@ class Objects:
         query: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The client's answer, of which only the head was read; it has to be read or closed."""
+        """The client's answer, of which only the head was read; it has to be read or closed.
+
+        A request that the API server is too busy for is made again when it says so: a look at a run is several of
+        them, and would rarely come to its end where a third of all requests are turned away.
+        """
         request = await self._api.param_serialize(
             method=method,
             resource_path=resource_path,
@@ -112,11 +119,22 @@ class Objects:
             body=body,
             auth_settings=["BearerToken"],
         )
-        answer = await self._api.call_api(*request)
+        for _ in range(TRIES_WHEN_BUSY):
+            answer = await self._api.call_api(*request)
+            if answer.status != HTTPStatus.TOO_MANY_REQUESTS or (wait := _retry_after(answer)) is None:
+                break
+            await answer.read()
+            await asyncio.sleep(wait)
         if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
             await answer.read()
             self._api.response_deserialize(answer, {"default": "str"})  # raises
         return answer
+
+
+def _retry_after(answer: Any) -> float | None:
+    """The seconds after which to ask again, where the API server says so."""
+    said = answer.headers.get("Retry-After", "")
+    return min(float(said), LONGEST_WAIT_WHEN_BUSY) if said.isdecimal() else None
 
 
 async def _read(answer: Any, most: int | None) -> bytes | None:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +16,7 @@ from dmd_api.manifest import DMDDistillation
 from dmd_api.stages import Stage, stages
 from dmd_operator.allowance import Allowance
 from dmd_operator.attempts import refused
+from dmd_operator.clock import Clock, moved
 from dmd_operator.cluster import Cluster, RefusedError, message_of
 from dmd_operator.decide import decide, unusable
 from dmd_operator.decision import Decision, Event
@@ -24,12 +25,13 @@ from dmd_operator.manifests import read_manifest
 from dmd_operator.metrics import DECISION_SECONDS, LOOKS
 from dmd_operator.observe import with_pods
 from dmd_operator.observed import ObservedJob, ObservedPod
+from dmd_operator.ownership import Ownership
 from dmd_operator.pace import only_moved, paced
 from dmd_operator.pods import Owner, attempt_objects
 from dmd_operator.queue import Gone
 from dmd_operator.reading import REFUSED
 from dmd_operator.run import Run
-from dmd_operator.seen import Key, Seen, Unwritten
+from dmd_operator.seen import Key, Seen, SeenRun, Unwritten
 from dmd_operator.settings import OperatorSettings
 from dmd_operator.stored_status import completed, read_status
 
@@ -68,10 +70,12 @@ class Reconciler:
         cluster: the cluster of the runs.
         seen: what the watches saw.
         settings: the operator's.
+        clock: the time.
     """
 
-    def __init__(self, cluster: Cluster, seen: Seen, settings: OperatorSettings) -> None:
-        self._cluster, self._seen, self._settings = cluster, seen, settings
+    def __init__(self, cluster: Cluster, seen: Seen, settings: OperatorSettings, clock: Clock | None = None) -> None:
+        self._cluster, self._seen, self._settings, self._clock = cluster, seen, settings, clock or Clock()
+        self._ownership = Ownership(settings.installation, settings.take_over_seconds)
         self._moving: set[Key] = set()
         self._reads = Allowance(READS_AT_ONCE, SECONDS_A_READ)
 
@@ -89,7 +93,8 @@ class Reconciler:
             Gone: there is no such resource.
         """
         try:
-            seen, now = self._seen.run(key), datetime.now(UTC)
+            seen, now = self._seen.run(key), self._clock.now()
+            self._mind_the_clock(seen)
             often = READ_MOVING_EVERY if key in self._moving else READ_ALL_EVERY
             due = seen.read_at is None or now - seen.read_at >= often
             if due and seen.resource is not None and seen.resource.get("status"):
@@ -101,12 +106,10 @@ class Reconciler:
                 view = _View(seen.resource, *seen.children())
                 run, decision = await self._decide(key, view, now)
                 if not decision.acts:
-                    LOOKS.labels("false").inc()
-                    return await self._apply(key, view, run, decision)
+                    return await self._follow(key, view, run, decision)
             view = await self._read(key, now)
             run, decision = await self._decide(key, view, now)
-            again = await self._apply(key, view, run, decision)
-            LOOKS.labels(str(decision.acts).lower()).inc()
+            again = await self._follow(key, view, run, decision)
             if decision.acts:
                 DECISION_SECONDS.observe(time.monotonic() - since)
             return again
@@ -115,6 +118,26 @@ class Reconciler:
                 self._seen.run(key).read_at = None
                 return _AT_ONCE
             raise
+
+    def _mind_the_clock(self, seen: SeenRun) -> None:
+        """Forgets when the run was read and written by a clock that has been set since."""
+        total = self._clock.set_so_far()
+        if seen.clock is None:
+            seen.clock = total
+        elif seen.clock != total:
+            seen.read_at = seen.written_at = None
+
+    async def _follow(self, key: Key, view: _View, run: Run | None, decision: Decision) -> timedelta | None:
+        """Does what was decided, unless another installation looks after the run."""
+        seen = self._seen.run(key)
+        if (owner := self._ownership.left_to(decision, seen, time.monotonic())) is not None:
+            if seen.left_to != owner:
+                await self._report(key, view.resource, self._ownership.notice(owner))
+                seen.left_to = owner
+            seen.clock = self._clock.set_so_far()  # the status's times are its owner's affair
+            return self._ownership.look_again
+        LOOKS.labels(str(decision.acts).lower()).inc()
+        return await self._apply(key, view, run, self._ownership.owned(decision))
 
     async def _read(self, key: Key, now: datetime) -> _View:
         resource = await self._cluster.resource(key)
@@ -140,6 +163,9 @@ class Reconciler:
         status, unreadable = read_status(view.resource.get("status"))
         if (unwritten := self._seen.run(key).unwritten) is not None:
             status = unwritten.on(status)
+        written_by = self._seen.run(key).clock
+        if written_by is not None:
+            status = moved(status, self._clock.set_so_far() - written_by)
         generation = view.resource["metadata"]["generation"]
         if refused:
             message = f"{'; '.join(refused.values())}: it is not looked at; make a new DMDDistillation with less in it"
@@ -171,7 +197,8 @@ class Reconciler:
         elif status != resource.get("status"):
             resource = await self._cluster.write_status(resource, status)
             seen.saw(resource)
-            seen.unwritten, seen.written_at = None, datetime.now(UTC)
+            seen.unwritten, seen.written_at = None, self._clock.now()
+        seen.clock = self._clock.set_so_far()
         uid = resource["metadata"]["uid"]
         # One after the other: a run has as many of the operator's connections as any other, whatever it owns.
         for name in decision.delete:

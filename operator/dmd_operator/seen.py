@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Self
 
 from dmd_api.stages import Stage
@@ -59,6 +59,9 @@ class SeenRun:
         read_at: when all of it was last read from the API server at once.
         unwritten: the moving figures that are newer than the written status, None where none are.
         written_at: when the status was last written.
+        clock: `Clock.set_so_far` by which the times of the status are; None before the first look.
+        neglected_since: when another installation's run was first seen to need something, by `time.monotonic`.
+        left_to: the other installation, once it was said that the run is left to it.
         allowances: of its events, by their reasons.
     """
 
@@ -70,6 +73,9 @@ class SeenRun:
     read_at: datetime | None = None
     unwritten: Unwritten | None = None
     written_at: datetime | None = None
+    clock: timedelta | None = None
+    neglected_since: float | None = None
+    left_to: str | None = None
     allowances: defaultdict[str, Allowance] = field(default_factory=lambda: defaultdict(Allowance))
 
     def saw(self, resource: Mapping[str, Any]) -> bool:

@@ -20,6 +20,9 @@ class OperatorSettings(BaseSettings):
     lease_name: str = Field("dmd-operator", description="The Lease that replicas elect their leader by.")
     lease_namespace: str | None = Field(None, description="Its namespace; none: there is one replica and no election.")
     identity: str | None = Field(None, description="This replica's name in the Lease. Default: the host's name.")
+    take_over_seconds: float = Field(
+        300, gt=0, description="How long another installation's run may need something before this one takes it over."
+    )
     lease_seconds: int = Field(15, ge=3, description="How long a leader that went silent is waited for.")
     port: int = Field(8080, ge=0, le=65535, description="Where /healthz, /readyz and /metrics are served.")
     stall_minutes: float = Field(30, gt=0, description="A step that does not move for this long is a stall.")
@@ -35,6 +38,11 @@ class OperatorSettings(BaseSettings):
         "none: no run gets a policy.",
     )
     debug: bool = Field(False, description="Log every look at every run.")
+
+    @property
+    def installation(self) -> str | None:
+        """The name that runs know this installation by; None without an election."""
+        return f"{self.lease_namespace}/{self.lease_name}" if self.lease_namespace is not None else None
 
     def for_decisions(self) -> Settings:
         """The settings that decisions are made by."""

@@ -14,7 +14,7 @@ def with_progress(run: Run, job: ObservedJob) -> Run:
     if not job.running:
         return run.update(last_progress_time=None)
     update: dict[str, object] = {}
-    if status.last_progress_time is None:
+    if status.last_progress_time is None or status.last_progress_time > run.now:  # by a clock that was ahead
         update["last_progress_time"] = run.now
     if progress is not None and job.shows(progress):
         activity = progress.activity or "at work"

@@ -39,7 +39,8 @@ def manifest(name: str, namespace: str, **spec: Any) -> dict[str, Any]:
 def install_crd(kubectl: Kubectl) -> None:
     """The CRD, served when this returns."""
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-    kubectl("wait", "--for=condition=Established", "crd/dmddistillations.dmd-operator.io", "--timeout=60s")
+    established = ("--for=condition=Established", "crd/dmddistillations.dmd-operator.io", "--timeout=60s")
+    eventually(lambda: kubectl("wait", *established), "the CRD is served")  # it has no conditions at first
 
 
 def make_namespace(kubectl: Kubectl, name: str) -> None:
