@@ -57,8 +57,9 @@ build-cluster: setup
 conformance: setup ## Hold every family of teachers, with every scheduler configuration, against diffusers' own pipelines
 	DMD_CONFORMANCE=1 $(BIN)/pytest -n 2 --dist worksteal tests/trainer/conformance $(ARGS)
 
-FUZZED = tests/trainer/data/test_damage.py tests/trainer/test_damaged_teachers.py tests/api/test_agreement.py
-fuzz: setup ## Read 500 damaged files of each format of data, 500 damaged teachers, and any value in any field: DMD_DAMAGED=5000 for more
+FUZZED = tests/trainer/data/test_damage.py tests/trainer/test_damaged_teachers.py tests/api/test_agreement.py \
+    tests/operator/fuzz
+fuzz: setup ## Read 500 damaged files of each format of data, 500 damaged teachers, and whatever tenants write: DMD_DAMAGED=5000 for more
 	DMD_DAMAGED=$${DMD_DAMAGED:-500} $(BIN)/pytest $(FUZZED) $(ARGS)
 
 bench: setup ## Run benchmarks/ and write benchmarks/results.json

@@ -142,9 +142,7 @@ class Reconciler:
     async def _read(self, key: Key, now: datetime) -> _View:
         resource = await self._cluster.resource(key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
-            self._seen.forget(key)
-            self._moving.discard(key)
-            raise Gone
+            raise self._gone(key)
         jobs, pods = await self._cluster.children(resource)
         seen = self._seen.run(key)
         seen.saw(resource)
@@ -154,6 +152,12 @@ class Reconciler:
         for owner, pod in pods:
             seen.saw_pod(owner, pod)
         return _View(resource, *seen.children())
+
+    def _gone(self, key: Key) -> Gone:
+        """Forgets a run that is not there any more."""
+        self._seen.forget(key)
+        self._moving.discard(key)
+        return Gone()
 
     async def _decide(self, key: Key, view: _View, now: datetime) -> tuple[Run | None, Decision]:
         """The run, None where the manifest cannot be used, and the decision about it."""
@@ -195,7 +199,12 @@ class Reconciler:
         if self._may_wait(key, resource, run, decision):
             seen.unwritten = Unwritten.of(decision.status)
         elif status != resource.get("status"):
-            resource = await self._cluster.write_status(resource, status)
+            try:
+                resource = await self._cluster.write_status(resource, status)
+            except ApiException as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
+                raise self._gone(key) from error  # deleted a moment ago
             seen.saw(resource)
             seen.unwritten, seen.written_at = None, self._clock.now()
         seen.clock = self._clock.set_so_far()

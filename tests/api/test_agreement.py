@@ -18,31 +18,13 @@ from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import API_VERSION
 from tests.api.test_manifest import EXAMPLES
+from tests.api.values import VALUES
 from tests.cluster.control_plane import ControlPlane
 from tests.operator.live import install_crd, make_namespace
 
 pytestmark = pytest.mark.cluster
 
 NAMESPACE = "agreement"
-TEXTS = (
-    *("", " ", "\n", "a", "a b", "A.b", "a/b", "ü", "-", "x" * 300, "x" * 1100, "it's", "latest", "v1", "\x7f", "1"),
-    *("s3://", "s3:/", "s3://b", "s3:/b/c/", "s3:///b", "s3://b//c", "s3://b/../c", "s3://b/.", "s3://b/.hidden/..x"),
-    *("hf:/", "hf://o/n", "hf://o\\n", "pvc://", "pvc://claim/a", "models:/", "models:/m@a", "models:/./m"),
-    *("file://", "file:///", "file:///a/../b", "builtin://", "builtin://digits", "builtin://../digits"),
-    *(
-        "http://",
-        "http://h",
-        "https:///",
-        "https://h/p?q=1",
-        "http://u:p@h",
-        "sqlite:///x.db",
-        "sqlite:////",
-        "ftp://h",
-    ),
-)
-NUMBERS = (-1, 0, 0.5, 1, 2, 3, 1.5, 1e-300, 1e300, 2**31, 2**53, 2**63 - 1)
-OTHERS = (True, [], {}, ["a"], {"uri": "s3://"})
-VALUES = (*TEXTS, *NUMBERS, *OTHERS)
 ALL = "DMD_DAMAGED" in os.environ
 FEW = 12
 TRIED = EXAMPLES if ALL else [p for p in EXAMPLES if p.stem in {"distill-digits", "distill-sd15-dmd2-phase2"}]

@@ -1,0 +1,1 @@
+"""Everything that tenants can write, with mistakes in it."""
