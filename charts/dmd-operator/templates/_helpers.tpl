@@ -16,6 +16,12 @@ app.kubernetes.io/name: {{ include "dmd-operator.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Labels of the pod of `helm test`, which no selector of the operator's pods finds. */}}
+{{- define "dmd-operator.testLabels" -}}
+app.kubernetes.io/name: {{ include "dmd-operator.name" . }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{/* Labels of every object. */}}
 {{- define "dmd-operator.labels" -}}
 {{ include "dmd-operator.selectorLabels" . }}
