@@ -66,6 +66,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .credentialsSecretRef.name }}{{ $_ := set $tracking "credentialsSecretRef" .credentialsSecretRef }}{{ end }}
 {{- $_ := set $defaults "tracking" $tracking }}
 {{- end }}
+{{- if .Values.defaults.caBundle.configMapKeyRef.name }}{{ $_ := set $defaults "caBundle" .Values.defaults.caBundle }}{{ end }}
 {{- toJson $defaults }}
 {{- end }}
 
