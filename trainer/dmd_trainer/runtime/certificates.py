@@ -37,10 +37,10 @@ def trust_bundle(folder: Path) -> None:
             f"spec.caBundle: {bundle} is no file of certificates in PEM ({error.strerror or error}); correct the "
             "ConfigMap, or the key"
         ) from error
-    from requests.certs import where
+    from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
     for variable in VARIABLES:
-        before = Path(os.environ.get(variable) or where())
+        before = Path(os.environ.get(variable) or DEFAULT_CA_BUNDLE_PATH)
         if not before.is_file():
             raise BadInputError(f"{variable}: {before} is no file; spec.caBundle is added to a file in PEM: give one")
         merged = folder / f"{variable}.pem"
