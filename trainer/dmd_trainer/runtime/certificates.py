@@ -1,4 +1,4 @@
-"""Certificate authorities that a stage trusts in addition to the public ones, whatever library asks"""
+"""Certificate authorities that a stage trusts in addition to the public ones, whatever library asks."""
 
 import os
 import ssl
