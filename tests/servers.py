@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -11,11 +12,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 from dmdctl.local.local_runner import free_port
 from tests.stages import new_database
@@ -157,3 +159,40 @@ def failing_proxy(target: str, fails: Callable[[int], bool], port: int = 0) -> I
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def with_tls(target: str, certificate: Path, key: Path) -> Iterator[str]:
+    """The same server behind TLS, as an ingress puts it there: its https:// URL."""
+    host, _, port = target.removeprefix("http://").partition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    class Front(BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                outside = context.wrap_socket(self.request, server_side=True)
+            except OSError:  # the client trusts no such certificate
+                return
+            with outside, socket.create_connection((host, int(port))) as inside:
+                back = threading.Thread(target=_pass_on, args=(inside, outside), daemon=True)
+                back.start()
+                _pass_on(outside, inside)
+                back.join()
+
+    class Server(ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server((LOOPBACK, 0), Front) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://{LOOPBACK}:{server.server_address[1]}"
+        server.shutdown()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)

@@ -22,7 +22,7 @@ IMMUTABLE = (
     "gates and tracking.alias may change)"
 )
 FROZEN = ("teacher", "data", "method", "training", "evaluation", "workers", "pairWorkers", "images", "metadata")
-FROZEN_OPTIONAL = ("storage", "huggingFace", "serviceAccountName")
+FROZEN_OPTIONAL = ("storage", "huggingFace", "caBundle", "serviceAccountName")
 COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
     ("Step", "integer", ".status.step", 0),

@@ -1,9 +1,9 @@
-"""Defaults of a cluster or a laptop for all of its runs: storage, tracking and images."""
+"""Defaults of a cluster or a laptop for all of its runs: storage, tracking, certificate authorities and images."""
 
 from pydantic import Field
 
 from dmd_api.manifest import DMDDistillation
-from dmd_api.spec import Images, Model, SecretReference, Storage, TrackingUri
+from dmd_api.spec import CABundle, Images, Model, SecretReference, Storage, TrackingUri
 
 
 class TrackingDefaults(Model):
@@ -20,11 +20,12 @@ class Defaults(Model):
 
     storage: Storage | None = Field(None, description="Storage of the runs.")
     tracking: TrackingDefaults = Field(default_factory=TrackingDefaults, description="Tracking of the runs.")
+    ca_bundle: CABundle | None = Field(None, description="Certificate authorities that the runs' pods trust.")
     images: Images = Field(default_factory=Images, description="Images of the runs' containers.")
 
 
 def resolve_defaults(manifest: DMDDistillation, defaults: Defaults) -> DMDDistillation:
-    """The manifest with storage, tracking and images filled in where it names none.
+    """The manifest with storage, tracking, certificate authorities and images filled in where it names none.
 
     Credentials belong to their server: a default's are never sent to a server that the manifest names.
     """
@@ -36,6 +37,7 @@ def resolve_defaults(manifest: DMDDistillation, defaults: Defaults) -> DMDDistil
     update = {
         "storage": spec.storage or defaults.storage,
         "tracking": tracking,
+        "ca_bundle": spec.ca_bundle or defaults.ca_bundle,
         "images": spec.images if spec.images.trainer is not None else defaults.images,
     }
     return manifest.model_copy(update={"spec": spec.model_copy(update=update)})

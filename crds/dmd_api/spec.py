@@ -444,6 +444,21 @@ class HuggingFace(Model):
     credentials_secret_ref: SecretReference = Field(description="Secret with HF_TOKEN.")
 
 
+class ConfigMapKey(Model):
+    """A key of a ConfigMap in the resource's namespace."""
+
+    name: Name = Field(description="The ConfigMap's name.")
+    key: str = Field(
+        "ca.crt", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", description="Its key, a file in PEM."
+    )
+
+
+class CABundle(Model):
+    """Certificate authorities that trainers trust in addition to the public ones."""
+
+    config_map_key_ref: ConfigMapKey = Field(description="The ConfigMap's key that holds their certificates.")
+
+
 class Images(Model):
     """Container images."""
 
@@ -476,6 +491,11 @@ class Spec(Model):
     storage: Storage | None = Field(None, description="The storage of the run. Default: the operator's.")
     tracking: Tracking = Field(default_factory=Tracking, description="The tracking server and the model registry.")
     hugging_face: HuggingFace | None = Field(None, description="Access to the Hugging Face hub.")
+    ca_bundle: CABundle | None = Field(
+        None,
+        description="Certificate authorities that pods trust in addition to the public ones, for storage, tracking "
+        "and the hub. Default: the operator's.",
+    )
     images: Images = Field(default_factory=Images, description="Container images.")
     service_account_name: str | None = Field(
         None, max_length=253, description="The service account of the run's pods; its token is not mounted."

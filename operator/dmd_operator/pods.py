@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from torchx.specs import Role
@@ -10,7 +11,7 @@ from dmd_api import runtime
 from dmd_api.apps import PROGRESS_PORT, RENDEZVOUS_PORT, stage_app
 from dmd_api.labels import ATTEMPT, CONTAINER, DISTILLATION, STAGE
 from dmd_api.manifest import API_VERSION, KIND, DMDDistillation
-from dmd_api.spec import PodSettings
+from dmd_api.spec import CABundle, PodSettings
 from dmd_api.stages import GRACE_SECONDS, SHUTDOWN_SECONDS, Size, Stage
 from dmd_api.uris import parse_uri
 from dmd_operator.credentials import credentials
@@ -25,6 +26,7 @@ PREFLIGHT_MEMORY = "4Gi"
 the rest is for the networks of an evaluation, of which CLIP's ViT-L takes 1.7 GB."""
 WRITABLE = {"tmp": "/tmp", "home": "/home/dmd", "scratch": "/scratch"}  # noqa: S108 - an emptyDir of the pod's own
 """Folders on emptyDirs: the root file system is read-only."""
+_CA_VOLUME, _CA_FILE = "ca-bundle", PurePosixPath(runtime.CA_BUNDLE_FILE)
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class _Attempt:
                 "MPLCONFIGDIR": f"{WRITABLE['tmp']}/matplotlib",
                 "PYTHONUNBUFFERED": "1",
                 "NCCL_DEBUG": "WARN",
+                **({runtime.CA_BUNDLE: runtime.CA_BUNDLE_FILE} if self.manifest.spec.ca_bundle else {}),
             },
         )
         (role,) = app.roles
@@ -237,8 +240,16 @@ def _pod_spec(attempt: _Attempt, resources: dict[str, Any]) -> dict[str, Any]:
             *({"name": volume, "emptyDir": {}} for volume in WRITABLE),
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
             *({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": c}} for i, c in enumerate(claims)),
+            *([_ca_volume(spec.ca_bundle)] if spec.ca_bundle else []),
         ],
     }
+
+
+def _ca_volume(bundle: CABundle) -> dict[str, Any]:
+    """A volume, since a variable of the environment has room for 128 KiB: half of what the public authorities take."""
+    key = bundle.config_map_key_ref
+    item = {"key": key.key, "path": _CA_FILE.name}
+    return {"name": _CA_VOLUME, "configMap": {"name": key.name, "items": [item]}}
 
 
 def _container(attempt: _Attempt, resources: dict[str, Any], claims: list[str]) -> dict[str, Any]:
@@ -262,6 +273,7 @@ def _container(attempt: _Attempt, resources: dict[str, Any], claims: list[str]) 
             *({"name": volume, "mountPath": path} for volume, path in WRITABLE.items()),
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - NCCL and data loaders outgrow the runtime's 64 MiB
             *({"name": f"claim-{i}", "mountPath": f"{runtime.CLAIMS}/{claim}"} for i, claim in enumerate(claims)),
+            *([{"name": _CA_VOLUME, "mountPath": str(_CA_FILE.parent), "readOnly": True}] if spec.ca_bundle else []),
         ],
     }
 

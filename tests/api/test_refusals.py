@@ -115,6 +115,7 @@ CHANGES: dict[str, Any] = {
     "images": {"trainer": "other:2"},
     "storage": {"uri": "s3://other/place"},
     "huggingFace": {"credentialsSecretRef": {"name": "hub"}},
+    "caBundle": {"configMapKeyRef": {"name": "company-ca"}},
     "serviceAccountName": "other",
     "tracking": {"experiment": "other"},
     "metadata": {"labels": {"team": "other"}},

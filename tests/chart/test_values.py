@@ -95,6 +95,7 @@ def test_the_operator_reads_what_the_chart_says(monkeypatch: pytest.MonkeyPatch)
                 "retain": {"checkpoints": True},
             },
             "tracking": {"uri": "http://mlflow:5000", "credentialsSecretRef": {"name": "mlflow"}},
+            "caBundle": {"configMapKeyRef": {"name": "company-ca", "key": "bundle.pem"}},
             "images": {"trainer": "registry.example/trainer:2"},
         },
         "settings": {"stallMinutes": 1.5, "leaseSeconds": 60, "debug": True, "concurrentRequests": 1000},
@@ -117,6 +118,7 @@ def test_what_is_not_set_is_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read.defaults.storage is None
     assert read.defaults.tracking.uri is None
     assert read.defaults.tracking.credentials_secret_ref is None
+    assert read.defaults.ca_bundle is None
     assert str(read.defaults.images.trainer).endswith(f"/dmd-trainer:{__version__}")
 
 

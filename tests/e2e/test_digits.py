@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.chart.helm import helm
 from tests.cluster import binaries
 from tests.e2e.stack import ROOT, SYSTEM, TEAM, Stack, on_this_machine
 from tests.operator.live import eventually, is_true, status
@@ -39,6 +40,7 @@ def complete(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
         manifest["spec"][part] |= fields
     manifest["spec"]["method"]["regression"]["pairs"] = 2048
     manifest["spec"]["gates"] = GATES
+    manifest["spec"]["caBundle"] = {"configMapKeyRef": {"name": "kube-root-ca.crt"}}  # every namespace has one
     manifest["metadata"]["namespace"] = TEAM
     stack.kubectl.apply(on_this_machine(manifest))
     folder = tmp_path_factory.mktemp("shown")
@@ -68,6 +70,11 @@ def test_it_is_complete_and_its_gates_passed(stack: Stack, complete: Path) -> No
     assert report["fid"]["generator"] < GATES[0]["max"] < report["fid"]["initial"]
     assert found["modelUri"] == "models:/digits-onestep/1"
     assert found["mlflowRunUrl"].startswith(stack.pod_mlflow_url)
+
+
+def test_helms_own_test_passes(stack: Stack) -> None:
+    told = helm("test", "dmd-operator", "--namespace", SYSTEM, "--logs", kubeconfig=stack.cluster.kubeconfig)
+    assert "readyz 200" in told
 
 
 def test_its_model_is_registered_loads_and_draws(stack: Stack, complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:

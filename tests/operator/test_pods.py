@@ -122,6 +122,18 @@ def test_pods_meet_the_restricted_standard_and_get_no_token() -> None:
             assert told[variable].startswith(tuple(mounts.values())), variable
 
 
+@pytest.mark.parametrize("stage", Stage)
+def test_every_pod_gets_the_authorities_that_it_trusts(stage: Stage) -> None:
+    _, job = objects(stage, caBundle={"configMapKeyRef": {"name": "company-ca", "key": "bundle.pem"}})
+    mounts = {mount["name"]: mount for mount in pod(job)["containers"][0]["volumeMounts"]}
+    (volume,) = [volume for volume in pod(job)["volumes"] if "configMap" in volume]
+    (item,) = volume["configMap"]["items"]
+    assert (volume["configMap"]["name"], item["key"]) == ("company-ca", "bundle.pem")
+    assert mounts[volume["name"]]["readOnly"]
+    assert environment(job)[runtime.CA_BUNDLE] == f"{mounts[volume['name']]['mountPath']}/{item['path']}"
+    assert runtime.CA_BUNDLE not in environment(objects(stage)[1])
+
+
 def test_workers_have_time_for_a_checkpoint_and_lost_nodes_are_left_soon() -> None:
     _, job = objects(Stage.DISTILL)
     assert environment(job)[runtime.SHUTDOWN_TIMEOUT] == str(SHUTDOWN_SECONDS)

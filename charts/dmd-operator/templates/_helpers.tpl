@@ -16,6 +16,12 @@ app.kubernetes.io/name: {{ include "dmd-operator.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Labels of the pod of `helm test`, which no selector of the operator's pods finds. */}}
+{{- define "dmd-operator.testLabels" -}}
+app.kubernetes.io/name: {{ include "dmd-operator.name" . }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{/* Labels of every object. */}}
 {{- define "dmd-operator.labels" -}}
 {{ include "dmd-operator.selectorLabels" . }}
@@ -60,6 +66,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .credentialsSecretRef.name }}{{ $_ := set $tracking "credentialsSecretRef" .credentialsSecretRef }}{{ end }}
 {{- $_ := set $defaults "tracking" $tracking }}
 {{- end }}
+{{- if .Values.defaults.caBundle.configMapKeyRef.name }}{{ $_ := set $defaults "caBundle" .Values.defaults.caBundle }}{{ end }}
 {{- toJson $defaults }}
 {{- end }}
 

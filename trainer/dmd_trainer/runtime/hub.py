@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dmd_api.errors import BadInputError, InfrastructureError, first_line
+from dmd_trainer.runtime.certificates import NOT_TRUSTED, is_untrusted
 
 ABOUT = ("model_index.json", "README.md", "LICENSE*", "LICENCE*", "NOTICE*")
 """The files at the top of a pipeline's repository that are taken; an export passes on all but the first."""
@@ -140,6 +141,8 @@ def _asking(place: HubPath) -> Iterator[None]:
                 f"{uri}: is not in the hub's cache, and HF_HUB_OFFLINE keeps the hub from being asked; fill the cache "
                 "below HF_HOME, or allow a network"
             ) from error
+        if is_untrusted(error):
+            raise BadInputError(f"{uri}: the hub answers, but {NOT_TRUSTED}") from error
         raise InfrastructureError(
             f"{uri}: the hub does not answer ({first_line(error)}); is there a network?"
         ) from error

@@ -20,9 +20,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dmd_api import runtime
 from dmd_api.causes import root_cause
+from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.runtime import StageError, StageResult
 from dmd_api.stages import SHUTDOWN_SECONDS, Stage
+from dmd_trainer.runtime.certificates import trust_bundle
 
 RESULTS = "DMD_RESULTS"
 """The folder in which each worker leaves its `rank-N.json`, a `StageResult`."""
@@ -36,7 +38,14 @@ def main(stage: Stage) -> ExitCode:
         end_with_parent()
     with tempfile.TemporaryDirectory(prefix="dmd-results-") as folder:
         os.environ[RESULTS] = folder
-        result = _launch(stage, Path(folder))
+        try:
+            trust_bundle(Path(folder))
+        except BadInputError as error:
+            result = StageResult(
+                stage=stage, error=StageError(reason=error.reason, message=error.message, exit_code=error.exit_code)
+            )
+        else:
+            result = _launch(stage, Path(folder))
     _write_termination_message(result)
     if result.error is not None:
         print(f"{stage}: {result.error.reason}: {result.error.message}", file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from dmd_api.errors import BadInputError, InfrastructureError
 from dmd_api.parsing import parse_json
 from dmd_api.paths import below
 from dmd_api.uris import STORAGE_SCHEMES, parse_uri
+from dmd_trainer.runtime.certificates import NOT_TRUSTED, is_untrusted
 from dmd_trainer.runtime.sources import is_own
 
 if TYPE_CHECKING:
@@ -310,7 +311,7 @@ class S3Storage(Storage):
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
         def passing(error: BaseException) -> bool:
-            if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            if isinstance(error, NoCredentialsError | PartialCredentialsError) or is_untrusted(error):
                 return False
             if isinstance(error, ClientError):
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -341,6 +342,8 @@ class S3Storage(Storage):
                 f"{uri}: no credentials; give spec.storage.credentialsSecretRef (locally: AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY)"
             )
+        if is_untrusted(cause):
+            return BadInputError(f"{uri}: {NOT_TRUSTED}")
         if isinstance(cause, ClientError):
             code = str(cause.response.get("Error", {}).get("Code", ""))
             if code in {"NoSuchKey", "404", "NotFound"}:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from dmd_api.errors import BadInputError, DMDError, InfrastructureError, InterruptedRunError
 from dmd_api.manifest import DMDDistillation
+from dmd_trainer.runtime.certificates import NOT_TRUSTED, is_untrusted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -142,6 +143,8 @@ def ask(
     from sqlalchemy.exc import SQLAlchemyError
 
     def away(error: BaseException) -> bool:
+        if is_untrusted(error):
+            return False
         if isinstance(error, MlflowException):
             status = error.get_http_status_code()
             settled = any(text in str(error) for text in SETTLED)
@@ -162,6 +165,8 @@ def ask(
             raise InfrastructureError(
                 f"spec.tracking.uri: {uri} does not answer ({short(error)}); is it up?"
             ) from error
+        if is_untrusted(error):
+            raise BadInputError(f"spec.tracking.uri: {uri} answers, but {NOT_TRUSTED}") from error
         raise BadInputError(f"spec.tracking.uri: {uri} refuses: {short(error)}") from error
 
 
