@@ -46,6 +46,12 @@ ContextOption = Annotated[
 ]
 
 
+OutputOption = Annotated[
+    Literal["text", "json"],
+    typer.Option("--output", "-o", help="For people, or JSON for other programs.", show_default=True),
+]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"dmdctl {__version__}")
@@ -110,6 +116,7 @@ def run(
             help="Rehearse it: a tiny random teacher of the same architecture, builtin data, a few updates.",
         ),
     ] = False,
+    output: OutputOption = "text",
 ) -> None:
     """Run the whole distillation on this machine: preflight, pairs, training, evaluation, registration.
 
@@ -123,7 +130,8 @@ def run(
     _need_trainer("run")
     from dmdctl.local.run import run_manifest
 
-    raise typer.Exit(run_manifest(file, processes, storage, tracking, shrunken=shrink))
+    as_json = output == "json"
+    raise typer.Exit(run_manifest(file, processes, storage, tracking, shrunken=shrink, as_json=as_json))
 
 
 @app.command()
@@ -137,6 +145,7 @@ def plan(
     gpu_memory: Annotated[
         int, typer.Option(min=1, help="The memory each has; the plan says which settings make it enough.", metavar="GB")
     ] = 80,
+    output: OutputOption = "text",
 ) -> None:
     """Show what a run would create, compute and store, how much GPU memory it needs and how long it takes.
 
@@ -146,13 +155,23 @@ def plan(
     """
     if probe:
         _need_trainer("plan --probe")
+    if output == "json":
+        from dmdctl.planning.document import print_plan
+
+        print_plan(file, gpu)
+        return
     from dmdctl.planning.plan import show_plan
 
     show_plan(file, probe, gpu, gpu_memory)
 
 
 @app.command()
-def watch(name: RunName, namespace: NamespaceOption = None, context: ContextOption = None) -> None:
+def watch(
+    name: RunName,
+    output: OutputOption = "text",
+    namespace: NamespaceOption = None,
+    context: ContextOption = None,
+) -> None:
     """Show a run in a cluster as it goes, until it is over; Ctrl-C leaves the run alone.
 
     Exit codes: as those of `dmdctl run`; 1 if the run failed for another reason, 6 if the API server does not answer.
@@ -162,7 +181,7 @@ def watch(name: RunName, namespace: NamespaceOption = None, context: ContextOpti
     _need("watch", ("kubernetes", "aiohttp"), "operator")
     from dmdctl.cluster.watch import watch_run
 
-    raise typer.Exit(watch_run(name, namespace, context))
+    raise typer.Exit(watch_run(name, namespace, context, as_json=output == "json"))
 
 
 @app.command("list")

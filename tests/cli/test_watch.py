@@ -1,6 +1,7 @@
 """`dmdctl watch` on a real API server, the test being the operator."""
 
 import itertools
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,6 +167,10 @@ def test_a_run_that_ended_before_it_was_watched(
     done = once(resource.api.kubeconfig, "watch", resource.name, folder=tmp_path)
     assert done.returncode == code, done.stdout + done.stderr
     assert text in done.stdout
+    told = once(resource.api.kubeconfig, "watch", resource.name, "--output", "json", folder=tmp_path)
+    assert told.returncode == code
+    last = json.loads(told.stdout.splitlines()[-1])
+    assert (last["event"], last["exitCode"], last["status"]["modelVersion"]) == ("result", code, "2")
 
 
 def test_an_api_server_that_restarts_is_waited_for(plane: ControlPlane, resource: Resource, watch: Command) -> None:

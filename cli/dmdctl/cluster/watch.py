@@ -14,29 +14,32 @@ from dmdctl.cluster.merging import Merge
 from dmdctl.cluster.run_view import RunView, exit_code, summary
 from dmdctl.console import Console, one_line, warning
 from dmdctl.display import make_display
+from dmdctl.json_lines import JsonLines
 
 EVENTS = ("events.k8s.io", "v1")
 
 
-def watch_run(name: str, namespace: str | None, context: str | None) -> ExitCode:
-    """Shows the run until it is over; what it ended with.
+def watch_run(name: str, namespace: str | None, context: str | None, *, as_json: bool = False) -> ExitCode:
+    """Shows the run until it is over, as JSON lines if wished; what it ended with.
 
     Raises:
         BadInputError: there is no such run, or the cluster cannot be used.
         InfrastructureError: the API server does not answer.
     """
-    console = Console()
+    console = Console(stderr=as_json)
     try:
-        return asyncio.run(_watch(name, namespace, context, console))
+        return asyncio.run(_watch(name, namespace, context, console, JsonLines() if as_json else None))
     except KeyboardInterrupt:
         console.print_line(f"the run goes on by itself; dmdctl watch {name} shows it again")
         return ExitCode.INTERRUPTED
 
 
-async def _watch(name: str, namespace: str | None, context: str | None, console: Console) -> ExitCode:
+async def _watch(
+    name: str, namespace: str | None, context: str | None, console: Console, lines: JsonLines | None
+) -> ExitCode:
     async with connect(context, namespace) as cluster:
         resource = await find(cluster, name)
-        with make_display(console, estimate=False) as display:
+        with lines or make_display(console, estimate=False) as display:
             display.say(one_line((name, "bold"), f"  namespace {cluster.namespace}"))
             view = RunView(display)
             async with Merge[tuple[bool, Objects]]() as changes:
@@ -64,6 +67,9 @@ async def _watch(name: str, namespace: str | None, context: str | None, console:
                     resource = objects[name]
                     over = view.see(resource)
     assert view.status is not None
+    if lines is not None:
+        lines.result(exit_code(view.status), status=resource["status"])
+        return exit_code(view.status)
     for line in summary(resource, view.status):
         console.print(line, soft_wrap=True)
     return exit_code(view.status)

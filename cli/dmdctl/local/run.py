@@ -20,6 +20,7 @@ from dmd_trainer.runtime.finished import read_result, write_result
 from dmd_trainer.runtime.storage import Storage, open_storage
 from dmdctl.console import Console, one_line, warning
 from dmdctl.display import Display, make_display
+from dmdctl.json_lines import JsonLines
 from dmdctl.local.local_runner import Interrupts, LocalRun
 from dmdctl.local.shrink import shrink
 from dmdctl.local.summary import show_summary
@@ -30,9 +31,23 @@ BACK_OFF_SECONDS = (5.0, 60.0)
 
 
 def run_manifest(
-    file: Path, processes: int | None, storage: str | None, tracking: str | None, *, shrunken: bool = False
+    file: Path,
+    processes: int | None,
+    storage: str | None,
+    tracking: str | None,
+    *,
+    shrunken: bool = False,
+    as_json: bool = False,
 ) -> ExitCode:
     """Runs what is not done yet of the manifest's distillation, or a small one like it, and shows what came of it.
+
+    Args:
+        file: the manifest.
+        processes: on this machine, instead of the manifest's workers.
+        storage: where runs go if the manifest does not say.
+        tracking: the server if the manifest names none.
+        shrunken: rehearses it.
+        as_json: shows it as JSON lines.
 
     Raises:
         ManifestError: the manifest is wrong.
@@ -52,12 +67,17 @@ def run_manifest(
     console = Console()
     interrupts = Interrupts()
     run = LocalRun(manifest, run_key, local / "logs", runs / "scratch" / run_key, interrupts)
-    with only_one(local), make_display(console) as display:
+    lines = JsonLines() if as_json else None
+    with only_one(local), lines or make_display(console) as display:
         display.say(one_line((manifest.metadata.name, "bold"), "  ", place.uri))
         failed = _run_stages(run, place, display)
     if failed is not None:
-        return _explain(console, run, failed)
+        return _explain(console, run, failed) if lines is None else _explain_as_json(lines, failed)
     report = parse_model(Report, place.read("report.json"), place.uri_of("report.json"))
+    if lines is not None:
+        code = ExitCode.GATES_FAILED if report.failed_gates else ExitCode.DONE
+        lines.result(code, storage=place.uri, report=report.model_dump(mode="json", by_alias=True))
+        return code
     show_summary(console, report, place, manifest)
     if shrunken:
         console.print()
@@ -164,6 +184,13 @@ def _note(stage: Stage, outcome: StageResult) -> str:
         case Stage.EVALUATE:
             return f"version {result.get('modelVersion')} of {result.get('registeredModel')}"
     return "teacher, storage, tracking and data fit together"
+
+
+def _explain_as_json(lines: JsonLines, outcome: StageResult) -> ExitCode:
+    assert outcome.error is not None
+    code = ExitCode(outcome.error.exit_code)
+    lines.result(code, stage=str(outcome.stage), reason=outcome.error.reason, message=outcome.error.message)
+    return code
 
 
 def _explain(console: Console, run: LocalRun, outcome: StageResult) -> ExitCode:

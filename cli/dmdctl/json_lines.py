@@ -1,0 +1,62 @@
+"""A run as one JSON object a line, for other programs: `--output json` of `dmdctl run` and `dmdctl watch`.
+
+Each has `event`: `start`, `progress`, `finish` and `fail` of a stage, `message`, and at last `result`.
+"""
+
+import json
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic.alias_generators import to_camel
+from rich.text import Text
+
+from dmd_api.exit_codes import ExitCode
+from dmd_api.runtime import Progress
+from dmd_api.stages import Stage
+
+
+class JsonLines:
+    """Shows a run on standard output."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def start(self, stage: Stage, ago: float = 0.0) -> None:
+        """A stage begins."""
+        self._write("start", stage=str(stage), secondsAgo=round(ago))
+
+    def show(self, progress: Progress) -> None:
+        """A stage's progress, where it is another one than the last."""
+        shown = {to_camel(name): value for name, value in progress.model_dump(mode="json").items() if value is not None}
+        if shown != self._last:
+            self._last = shown
+            self._write("progress", **shown)
+
+    def finish(self, stage: Stage, note: str, took: float | None = None) -> None:
+        """A stage is done."""
+        self._write("finish", stage=str(stage), note=note, **({} if took is None else {"seconds": round(took, 1)}))
+
+    def fail(self, stage: Stage, note: str) -> None:
+        """A stage ended without success."""
+        self._write("fail", stage=str(stage), reason=note)
+
+    def say(self, text: str | Text) -> None:
+        """What a person would read."""
+        self._write("message", text=str(text).strip())
+
+    def result(self, code: ExitCode, **fields: Any) -> None:
+        """The last line: what the command ends with."""
+        self._write("result", exitCode=int(code), **fields)
+
+    def _write(self, event: str, **fields: Any) -> None:
+        sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+        sys.stdout.flush()
