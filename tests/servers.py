@@ -82,7 +82,7 @@ def start_s3(folder: Path, port: int) -> Server:
     return Server(process, f"http://{LOOPBACK}:{port}")
 
 
-def start_mlflow(folder: Path, port: int, also_known_as: str = "") -> Server:
+def start_mlflow(folder: Path, port: int, also_known_as: str = "", **environment: str) -> Server:
     """An MLflow tracking server on SQLite; it answers to `also_known_as`, a URL, where others know it by that."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "mlflow.log"
@@ -96,7 +96,12 @@ def start_mlflow(folder: Path, port: int, also_known_as: str = "") -> Server:
             stdout=output,
             stderr=subprocess.STDOUT,
             # Nobody asks for the server's jobs, whose processes cost as much as the server.
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env={
+                **os.environ,
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                **environment,
+            },
             start_new_session=True,
         )
     server = Server(process, f"http://{LOOPBACK}:{port}")

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from dmd_api.errors import BadInputError, refusing
 from dmd_api.text import neutral
+from dmd_trainer.publishing.model_card import PICTURE
 from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, ask, find_or_create_run, mlflow_client
 
 if TYPE_CHECKING:
@@ -154,17 +156,20 @@ def _log_and_register(client: "MlflowClient", run: TrackedRun, run_id: str, entr
     own = {GENERATOR_TAG: entry.sha256, RUN_KEY_TAG: run.key}
     tags = {name: neutral(value) for name, value in entry.tags.items()} | own
     registered = mlflow.register_model(logged.model_uri, entry.name, await_registration_for=300, tags=tags)
-    card = _card(entry.pipeline)
+    card = _card(entry, str(registered.version))
     client.update_model_version(entry.name, registered.version, card)
     if not client.get_registered_model(entry.name).description:  # a person's own stays
         client.update_registered_model(entry.name, card)
     return str(registered.version)
 
 
-def _card(pipeline: Path) -> str:
-    """The model card as descriptions have it: without the fields at its head, which are for the hub."""
-    text = (pipeline / "README.md").read_text("utf-8")
-    return neutral(_FIELDS.sub("", text).strip()[:LONGEST_DESCRIPTION], "\n")
+def _card(entry: RegistryEntry, model_version: str) -> str:
+    """The model card as MLflow's page shows it: without the fields for the hub, and with the version's own picture."""
+    text = _FIELDS.sub("", (entry.pipeline / "README.md").read_text("utf-8"))
+    path = f"artifacts/{entry.pipeline.name}/{PICTURE}"
+    # Relative: a server is known by more than one address, and may be below a path.
+    picture = "model-versions/get-artifact?" + urlencode({"name": entry.name, "version": model_version, "path": path})
+    return neutral(text.replace(f"]({PICTURE})", f"]({picture})").strip()[:LONGEST_DESCRIPTION], "\n")
 
 
 def _make_registered_model(client: Any, name: str) -> None:

@@ -75,7 +75,8 @@ class Tracker:
         """The run's page; None for a database without a server, or as long as the server has not answered."""
         if self.run_id is None or not self.run.uri.startswith("http"):
             return None
-        return f"{self.run.uri.rstrip('/')}/#/experiments/{self._sender.experiment_id}/runs/{self.run_id}"
+        page = f"{self.run.uri.rstrip('/')}/#/experiments/{self._sender.experiment_id}/runs/{self.run_id}"
+        return f"{page}?workflowType=machine_learning"  # without it MLflow's page shows what is there of agents
 
     def log_manifest(self, manifest: DMDDistillation, device: torch.device, processes: int) -> None:
         """Logs the manifest's fields as parameters, what the run reads, and tags by which runs are compared.
