@@ -14,6 +14,7 @@ from dmdctl.cluster.merging import Merge
 from dmdctl.cluster.run_view import RunView, exit_code, summary
 from dmdctl.console import Console, one_line, warning
 from dmdctl.display import make_display
+from dmdctl.waiting import waiting
 
 EVENTS = ("events.k8s.io", "v1")
 
@@ -35,7 +36,8 @@ def watch_run(name: str, namespace: str | None, context: str | None) -> ExitCode
 
 async def _watch(name: str, namespace: str | None, context: str | None, console: Console) -> ExitCode:
     async with connect(context, namespace) as cluster:
-        resource = await find(cluster, name)
+        with waiting(console, "asking the API server"):
+            resource = await find(cluster, name)
         with make_display(console, estimate=False) as display:
             display.say(one_line((name, "bold"), f"  namespace {cluster.namespace}"))
             view = RunView(display)
