@@ -111,7 +111,8 @@ class LocalRun:
             python=sys.executable,
             environment=self._environment(str(termination)),
         )
-        show(Progress(stage=stage, attempt=attempt, activity=IMPORTING))
+        latest = Progress(stage=stage, attempt=attempt, activity=IMPORTING)
+        show(latest)
         app_id = scheduler.schedule(scheduler.submit_dryrun(app, Opts(log_dir=str(folder / "output"))))
         try:
             stopped_at: float | None = None
@@ -122,10 +123,10 @@ class LocalRun:
                 if stopped_at and (self.interrupts.count > 1 or time.monotonic() - stopped_at > GRACE_SECONDS):
                     break
                 progress = read_progress(progress_address)
+                latest = progress or latest
                 if stopped_at is not None:
-                    progress = progress or Progress(stage=stage, attempt=attempt)
                     since = time.monotonic() - stopped_at
-                    progress = progress.model_copy(update={"activity": STOPPING, "unchanged_seconds": since})
+                    progress = latest.model_copy(update={"activity": STOPPING, "unchanged_seconds": since})
                 if progress is not None:
                     show(progress)
                 time.sleep(POLL_SECONDS)
