@@ -1,6 +1,11 @@
-"""Shows a run as it goes: a progress bar for each stage, or plain lines where there is no terminal."""
+"""Shows a run as it goes: a progress bar for each stage, or plain lines where there is no terminal.
 
+What takes long is shown with the time that it has taken so far, also while nobody reports anything.
+"""
+
+import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -13,6 +18,13 @@ from dmd_api.stages import Stage
 from dmdctl.console import Console, one_line, warning
 
 LINE_SECONDS = 15.0
+"""Between two lines on a step that moves."""
+REMINDER_SECONDS = 30.0
+"""After so long without a line, the present activity is written again, with the time that it has taken."""
+LASTING_SECONDS = 5.0
+"""From then on, an activity is shown with its time."""
+OLD_SECONDS = 15.0
+"""The same where steps are counted: one of them may take long, and operators write them now and then."""
 LABELS = {
     Stage.PREFLIGHT: "preflight",
     Stage.PREPARE: "pairs",
@@ -58,8 +70,8 @@ def make_display(console: Console, *, estimate: bool = True) -> Display:
 
 
 def describe(progress: Progress) -> str:
-    """A stage's progress in words: activity, whether it goes wrong, losses, speed, FID."""
-    parts = [progress.activity, "collapsing" if progress.warnings else ""]
+    """A stage's progress in words: activity and for how long, whether it goes wrong, losses, speed, FID."""
+    parts = [progress.activity + _lasting(progress), "collapsing" if progress.warnings else ""]
     parts += [f"{LOSS_NAMES.get(name, name)} {value:.3g}" for name, value in progress.losses.items()]
     if progress.images_per_second is not None:
         parts.append(f"{progress.images_per_second:.0f} img/s")
@@ -76,6 +88,34 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def _lasting(progress: Progress) -> str:
+    """For how long step and activity have been the same, in words; nothing while that is usual."""
+    seconds = progress.unchanged_seconds
+    if not progress.activity or seconds is None or seconds < (OLD_SECONDS if progress.step else LASTING_SECONDS):
+        return ""
+    return f" (unchanged for {duration(seconds)})" if progress.step else f" ({duration(seconds)})"
+
+
+class _Latest:
+    """The latest progress of a stage, which ages until there is another one."""
+
+    def __init__(self, progress: Progress, clock: Callable[[], float], before: "_Latest | None" = None) -> None:
+        self._progress, self._clock = progress, clock
+        if progress.unchanged_seconds is not None:
+            self._since = clock() - progress.unchanged_seconds
+        else:
+            self._since = clock() if before is None or self.differs(before) else before._since
+
+    def differs(self, other: "_Latest") -> bool:
+        """Returns whether step or activity are others."""
+        one, two = self._progress, other._progress
+        return (one.stage, one.step, one.activity) != (two.stage, two.step, two.activity)
+
+    def aged(self) -> Progress:
+        """The progress, with the time for which it has been the same by now."""
+        return self._progress.model_copy(update={"unchanged_seconds": max(0.0, self._clock() - self._since)})
+
+
 class _Messages:
     """Remembers which of a stage's messages were shown."""
 
@@ -89,11 +129,11 @@ class _Messages:
 
 
 class _Note(ProgressColumn):
-    """The last column."""
+    """The last column: what a stage is doing, or how it ended."""
 
     def render(self, task: Task) -> Text:
-        note: Text = task.fields["note"]
-        return note
+        note: Text | _Latest = task.fields["note"]
+        return _dim(describe(note.aged())) if isinstance(note, _Latest) else note
 
 
 class BarDisplay:
@@ -112,6 +152,7 @@ class BarDisplay:
             transient=False,
         )
         self._task: TaskID | None = None
+        self._latest: _Latest | None = None
         self._started = 0.0
         self._messages = _Messages()
 
@@ -125,11 +166,18 @@ class BarDisplay:
         self._bars.stop()
 
     def start(self, stage: Stage, ago: float = 0.0) -> None:
-        self._task = self._bars.add_task(LABELS[stage], total=None, note=_dim("" if ago else "starting"), time="")
+        self._latest = _Latest(Progress(stage=stage, activity="" if ago else "starting"), time.monotonic)
+        if self._task is None:
+            self._task = self._bars.add_task(LABELS[stage], total=None, note=self._latest, time="")
+        else:  # it was shown before it began
+            self._bars.update(self._task, note=self._latest)
         self._started = time.monotonic() - ago
 
     def show(self, progress: Progress) -> None:
+        if self._task is None:
+            self.start(progress.stage)
         assert self._task is not None
+        self._latest = _Latest(progress, time.monotonic, self._latest)
         for message in self._messages.news(progress.messages):
             self.say(warning(message))
         eta = progress.eta_seconds
@@ -140,7 +188,7 @@ class BarDisplay:
             self._task,
             total=progress.total or None,
             completed=progress.step,
-            note=_dim(describe(progress)),
+            note=self._latest,
             time=f"{duration(eta)} left" if eta is not None else "",
         )
 
@@ -167,52 +215,87 @@ class BarDisplay:
 
 
 class LineDisplay:
-    """A line now and then, for logs."""
+    """A line now and then, for logs; as a context manager also where nothing changes for long.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._next = 0.0
-        self._activity = ""
-        self._started = 0.0
+    Args:
+        console: where to.
+        clock: the seconds that pass.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._latest: _Latest | None = None
+        self._shown: str | None = None  # the activity of the last line that had one
+        self._due = 0.0  # when the next line on a step that moves may come
+        self._written = 0.0
+        self._started: float | None = None
         self._messages = _Messages()
+        self._lock = threading.RLock()
+        self._left = threading.Event()
+        self._reminders = threading.Thread(target=self._remind_until_left, name="reminders", daemon=True)
 
     def __enter__(self) -> Self:
+        self._reminders.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pass
+        self._left.set()
+        self._reminders.join()
 
     def start(self, stage: Stage, ago: float = 0.0) -> None:
-        self._started, self._next, self._activity = time.monotonic() - ago, 0.0, ""
-        self._print(f"{LABELS[stage]}: {'under way' if ago else 'starting'}")
+        with self._lock:
+            self._started, self._due, self._shown = self._clock() - ago, 0.0, None
+            self._latest = _Latest(Progress(stage=stage, activity="starting"), self._clock)
+            self._print(f"{LABELS[stage]}: {'under way' if ago else 'starting'}")
 
     def show(self, progress: Progress) -> None:
-        label = LABELS[progress.stage]
-        for message in self._messages.news(progress.messages):
-            self._print(f"{label}: {message}")
-        now = time.monotonic()
-        if now < self._next and progress.activity == self._activity:
-            return
-        self._next, self._activity = now + LINE_SECONDS, progress.activity
-        counted = f"{progress.step}/{progress.total} {progress.unit} · " if progress.total else ""
-        left = f" · {duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
-        self._print(f"{label}: {counted}{describe(progress)}{left}")
+        with self._lock:
+            for message in self._messages.news(progress.messages):
+                self._print(f"{LABELS[progress.stage]}: {message}")
+            before, self._latest = self._latest, _Latest(progress, self._clock, self._latest)
+            moved = before is None or self._latest.differs(before)
+            if progress.activity != self._shown or (moved and self._clock() >= self._due):
+                self._print_latest()
+
+    def remind(self) -> None:
+        """Writes the present activity again, if there was no line for long."""
+        with self._lock:
+            if self._latest is not None and self._clock() >= self._written + REMINDER_SECONDS:
+                self._print_latest()
 
     def finish(self, stage: Stage, note: str, took: float | None = None) -> None:
-        elapsed = took if took is not None else time.monotonic() - self._started if self._started else 0.0
-        self._print(f"{LABELS[stage]}: {note}" + (f" ({duration(elapsed)})" if elapsed > 1 else ""))
-        self._started = 0.0
+        with self._lock:
+            since = self._clock() if self._started is None else self._started
+            elapsed = self._clock() - since if took is None else took
+            self._print(f"{LABELS[stage]}: {note}" + (f" ({duration(elapsed)})" if elapsed > 1 else ""))
+            self._started = self._latest = None
 
     def fail(self, stage: Stage, note: str) -> None:
-        self._print(f"{LABELS[stage]}: {note}")
+        with self._lock:
+            self._print(f"{LABELS[stage]}: {note}")
+            self._latest = None
 
     def say(self, text: str | Text) -> None:
-        self._print(text)
+        with self._lock:
+            self._print(text)
+
+    def _remind_until_left(self) -> None:
+        while not self._left.wait(1.0):
+            self.remind()
+
+    def _print_latest(self) -> None:
+        assert self._latest is not None
+        progress = self._latest.aged()
+        self._shown, self._due = progress.activity, self._clock() + LINE_SECONDS
+        counted = f"{progress.step}/{progress.total} {progress.unit} · " if progress.total else ""
+        left = f" · {duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
+        self._print(f"{LABELS[progress.stage]}: {counted}{describe(progress)}{left}")
 
     def _print(self, text: str | Text) -> None:
         self._console.print(one_line(text) if isinstance(text, str) else text, soft_wrap=True)
+        self._written = self._clock()
 
 
 def _dim(text: str) -> Text:

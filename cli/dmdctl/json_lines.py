@@ -36,7 +36,9 @@ class JsonLines:
 
     def show(self, progress: Progress) -> None:
         """A stage's progress, where it is another one than the last."""
-        shown = {to_camel(name): value for name, value in progress.model_dump(mode="json").items() if value is not None}
+        # How long nothing has changed changes all the time.
+        fields = progress.model_dump(mode="json", exclude={"unchanged_seconds"}, exclude_none=True)
+        shown = {to_camel(name): value for name, value in fields.items()}
         if shown != self._last:
             self._last = shown
             self._write("progress", **shown)

@@ -92,6 +92,8 @@ class Progress(BaseModel):
     total: Count = 0
     unit: Line = ""
     """The unit of `step` and `total`: `generator updates`, `pairs`, `samples`, `checks`."""
+    unchanged_seconds: Quantity | None = None
+    """Seconds since `step` or `activity` last changed; None: unknown."""
     attempt: Count = 1
     eta_seconds: Quantity | None = None
     images_per_second: Quantity | None = None

@@ -8,7 +8,9 @@ from dmd_operator.observed import ObservedJob
 WITHOUT_PODS = timedelta(seconds=30)
 """A Job that lacks pods for this long is not allowed to, or its controller is away."""
 STARTING_FOR = timedelta(minutes=5)
-"""A pod that has had a node for this long and whose trainer has not started is worth a word."""
+"""A pod that has had a node for this long and whose trainer has not started is worth a warning."""
+NOTED_AFTER = timedelta(seconds=10)
+"""One that has had a node for this long is worth a word: a large image takes minutes, and nothing is wrong."""
 REMEDIES = {
     "CreateContainerConfigError": "create the Secret or the key that it names: the pod then starts by itself",
     "ErrImagePull": "check spec.images.trainer, or the operator's default, and imagePullSecrets in the podTemplate",
@@ -56,4 +58,9 @@ def wait_of(job: ObservedJob, now: datetime) -> Wait | None:
             )
             message = f"worker {pod.index} has not started its trainer for {minutes} minutes ({pod.starting}): {why}"
             return Wait("StartingSlowly", f"{message}; `kubectl describe pod {pod.name}` says which")
+    for pod in job.pods:
+        if pod.starting and pod.starting_since is not None and now - pod.starting_since >= NOTED_AFTER:
+            creating = pod.starting == "ContainerCreating"
+            doing = "its image is being pulled, or its volumes are being mounted" if creating else pod.starting
+            return Wait("ContainerCreating" if creating else "PodInitializing", f"worker {pod.index}: {doing}")
     return None

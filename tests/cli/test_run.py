@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from dmd_api.exit_codes import ExitCode
+from dmdctl.local.local_runner import IMPORTING, STOPPING
 from tests.cli.test_cli import DMDCTL, dmdctl
 
 
@@ -77,6 +78,7 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     first.send_signal(signal.SIGINT)
     output, _ = first.communicate(timeout=600)
     assert first.returncode == ExitCode.INTERRUPTED, output
+    assert "distill: " + STOPPING in re.sub(r"\d+/400 generator updates · ", "", output)
     assert "interrupted at step" in output
     assert_all_gone(processes)
 
@@ -152,7 +154,7 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
 def test_no_process_outlives_a_command_that_is_killed(module_manifest: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(module_manifest))
     process = start(tmp_path)
-    read_until(process, r"preflight: \d/\d checks")
+    assert f"preflight: {IMPORTING}\n" in read_until(process, r"preflight: \d/\d checks")
     processes = children_of(process.pid)
     assert processes
     process.kill()

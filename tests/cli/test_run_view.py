@@ -97,12 +97,11 @@ def test_a_watch_that_joins_shows_finished_stages_with_their_times_and_the_prese
     ]
 
 
-def test_a_run_that_no_operator_has_seen_is_said_to_wait_once() -> None:
+def test_a_run_that_no_operator_has_seen_is_shown_to_wait() -> None:
     seen, display = view()
     fresh = {**resource(), "status": {}}
     seen.see(fresh)
-    seen.see(fresh)
-    assert display.new() == [("say", "waiting for an operator to take it up")]
+    assert display.new() == [("show", Stage.PREFLIGHT, 0, "waiting for an operator to take it up")]
 
 
 def test_without_a_regression_there_is_no_stage_of_pairs() -> None:
@@ -111,7 +110,9 @@ def test_without_a_regression_there_is_no_stage_of_pairs() -> None:
 
 
 DISTILL = {"stage": "distill", "step": 30, "total": 1500, "unit": "generator updates", "progress": "2%"}
-QUEUED = condition("Healthy", "Unknown", "Queued", "until its queue admits it")
+QUEUED = condition("Healthy", "Unknown", "Queued", "its queue has not admitted it")
+STARTING = condition("Healthy", "Unknown", "Starting", "distill: attempt 1 is starting")
+LONG = condition("Healthy", "Unknown", "Unschedulable", f"worker 0: {'0/3 nodes are available ' * 20}")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,14 @@ QUEUED = condition("Healthy", "Unknown", "Queued", "until its queue admits it")
         ({**DISTILL, "attempt": 1, "activity": "training"}, 30, 1500, "training"),
         ({**DISTILL, "attempt": 3, "activity": "training"}, 30, 1500, "attempt 3, training"),
         ({**DISTILL, "attempt": 3, "endedAttempt": 3, "activity": "training"}, 30, 1500, "attempt 4 follows"),
-        ({**DISTILL, "attempt": 2, "activity": "training", "conditions": [QUEUED]}, 30, 1500, "attempt 2, waiting"),
+        (
+            {**DISTILL, "attempt": 2, "activity": "training", "conditions": [QUEUED]},
+            30,
+            1500,
+            f"attempt 2, waiting: {QUEUED['message']}",
+        ),
+        ({"stage": "prepare", "attempt": 1, "conditions": [STARTING]}, 0, 0, "starting"),
+        ({"stage": "prepare", "attempt": 1, "conditions": [LONG]}, 0, 0, f"waiting: {LONG['message'][:59]}…"),
         (
             {"stage": "prepare", "attempt": 2, "conditions": [condition("Suspended", "True", "Suspended")]},
             0,
@@ -151,8 +159,22 @@ def test_a_loss_that_is_not_finite_is_shown_as_such() -> None:
 
 def test_old_figures_say_how_old_they_are() -> None:
     status = RunStatus(stage=Stage.DISTILL, attempt=1, step=30, activity="training", last_progress_time=NOW)
-    assert progress_of(status, NOW + timedelta(seconds=10)).activity == "training"
-    assert progress_of(status, NOW + timedelta(seconds=95)).activity == "training (1m35s ago)"
+    assert describe(progress_of(status, NOW + timedelta(seconds=10))) == "training"
+    assert describe(progress_of(status, NOW + timedelta(seconds=95))) == "training (unchanged for 1m35s)"
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"conditions": [QUEUED]}, f"waiting: {QUEUED['message']} (1m35s)"),
+        ({"conditions": [condition("Suspended", "True", "Suspended")]}, "suspended (1m35s)"),
+        ({"activity": "loading the teacher", "last_progress_time": NOW}, "loading the teacher (1m35s)"),
+        ({"activity": "loading the teacher", "ended_attempt": 1, "last_progress_time": NOW}, "attempt 2 follows"),
+    ],
+)
+def test_what_takes_long_says_for_how_long(fields: dict[str, Any], shown: str) -> None:
+    status = RunStatus(stage=Stage.DISTILL, attempt=1, **fields)
+    assert describe(progress_of(status, NOW + timedelta(seconds=95))) == shown
 
 
 def test_the_time_of_the_next_attempt_is_shown_in_local_time() -> None:

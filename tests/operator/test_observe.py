@@ -19,6 +19,7 @@ from dmd_operator.run import Run
 from tests.operator.test_decide import NOW, ended, job, manifest, reason, running
 
 EARLIER = (NOW - timedelta(minutes=10)).isoformat()
+A_MINUTE_AGO = (NOW - timedelta(minutes=1)).isoformat()
 JUST_NOW = (NOW - timedelta(seconds=5)).isoformat()
 
 
@@ -146,6 +147,23 @@ def test_disruptions_in_a_row_count_until_something_moves() -> None:
             "Unknown StartingSlowly",
             "worker 0 has not started its trainer for 5 minutes (init container fetch runs): an init container",
             id="init container",
+        ),
+        pytest.param(
+            pod("Pending", CREATING, startTime=A_MINUTE_AGO),
+            "Unknown ContainerCreating",
+            "worker 0: its image is being pulled",
+            id="large image",
+        ),
+        pytest.param(
+            pod(
+                "Pending",
+                INITIALISING,
+                initContainerStatuses=[container("fetch", running={})],
+                startTime=A_MINUTE_AGO,
+            ),
+            "Unknown PodInitializing",
+            "worker 0: init container fetch runs",
+            id="init container at work",
         ),
         pytest.param(pod("Pending", CREATING, startTime=JUST_NOW), None, "", id="just begun"),
     ],

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,32 @@ def load(folder: Path, messages: list[str]) -> tuple[dict[str, Any] | None, dict
 
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in (folder / "storage" / "checkpoints").iterdir())
+
+
+def test_who_waits_for_a_checkpoint_to_be_written_says_so(
+    tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = checkpointer(tmp_path, messages)
+    progress, waits, seen = saving._progress, threading.Event(), []
+    upload, update = FileStorage.upload, progress.update
+
+    def upload_late(storage: FileStorage, path: Path, key: str) -> None:
+        assert waits.wait(60)
+        upload(storage, path, key)
+
+    def updated(**fields: Any) -> None:
+        update(**fields)
+        seen.append(fields["activity"])
+        waits.set()
+
+    monkeypatch.setattr(FileStorage, "upload", upload_late)
+    progress.update(activity="training")
+    monkeypatch.setattr(progress, "update", updated)
+    saving.save(state(1.0), 1, {})
+    saving.wait()
+    saving.wait()
+    saving.close()
+    assert seen == ["uploading a checkpoint", "training"]
 
 
 def test_the_newest_is_loaded_and_older_ones_are_deleted(tmp_path: Path, messages: list[str]) -> None:

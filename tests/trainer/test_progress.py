@@ -34,6 +34,31 @@ def test_progress_and_metrics_follow_the_board() -> None:
             get(server, "/other")
 
 
+def test_an_activity_for_a_while_gives_way_to_the_one_before_unless_it_failed() -> None:
+    board = ProgressBoard(Stage.DISTILL)
+    board.update(activity="training")
+    with board.doing("uploading a checkpoint"):
+        assert board.current.activity == "uploading a checkpoint"
+    assert board.current.activity == "training"
+    with pytest.raises(OSError, match="full"), board.doing("uploading a checkpoint"):
+        raise OSError("full")
+    assert board.current.activity == "uploading a checkpoint"
+
+
+def test_how_long_nothing_has_changed_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("dmd_trainer.runtime.progress.time.monotonic", lambda: now)
+    board = ProgressBoard(Stage.DISTILL)
+    board.update(activity="training", step=1)
+    now += 20
+    board.update(losses={"regression": 0.5}, activity="training")
+    assert board.current.unchanged_seconds == 20
+    board.advance(1)
+    assert board.current.unchanged_seconds == 0
+    now += 5
+    assert board.current.unchanged_seconds == 5
+
+
 def test_a_step_does_not_pass_the_total_and_messages_are_bounded() -> None:
     board = ProgressBoard(Stage.PREPARE)
     board.update(total=5)

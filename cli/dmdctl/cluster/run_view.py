@@ -17,7 +17,7 @@ from dmd_api.status import STAGE_DONE, Condition, RunStatus
 from dmd_api.text import neutral
 from dmd_api.uris import masked
 from dmdctl.console import one_line, warning
-from dmdctl.display import Display, duration
+from dmdctl.display import Display
 
 FAILURES = {
     "BadInput": ExitCode.BAD_INPUT,
@@ -26,8 +26,8 @@ FAILURES = {
 }
 """Failures that `dmdctl run` has an exit code for; all others end with 1."""
 _ETA_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-OLD_FIGURES = 15.0
-"""Seconds from which on the age of a step is shown."""
+SHORT = 60
+"""Characters of a condition's message that fit beside a bar."""
 
 
 def _now() -> datetime:
@@ -62,8 +62,8 @@ class RunView:
         spec = resource["spec"]
         first, self.status = self.status is None, status
         if status.start_time is None:
-            if first:
-                self._display.say("waiting for an operator to take it up")
+            waiting = "waiting for an operator to take it up"
+            self._display.show(Progress(stage=stages_of(spec)[0], activity=waiting))
             self._tell_conditions(status, joins=first)
             return False
         for stage in stages_of(spec):
@@ -139,6 +139,7 @@ def progress_of(status: RunStatus, now: datetime) -> Progress:
     return Progress(
         stage=status.stage,
         activity=_activity(status, now),
+        unchanged_seconds=_unchanged(status, now),
         step=status.step or 0,
         total=status.total or 0,
         unit=status.unit or "",
@@ -244,18 +245,41 @@ def _activity(status: RunStatus, now: datetime) -> str:
         if wait is not None and wait > now:
             return f"attempt {attempt + 1} at {wait.astimezone():%H:%M:%S}"
         return f"attempt {attempt + 1} follows"
-    healthy = status.condition("Healthy")
-    waits = healthy is not None and healthy.status == "Unknown"
-    doing = "waiting" if waits else status.activity or ("starting" if status.step is None else "")
-    if status.activity and not waits and (age := _age_of_figures(status, now)) >= OLD_FIGURES:
-        doing += f" ({duration(age)} ago)"
+    healthy = _waiting(status)
+    if healthy is None:
+        doing = status.activity or ("starting" if status.step is None else "")
+    elif healthy.reason == "Starting":
+        doing = "starting"
+    else:
+        doing = f"waiting: {_short(healthy.message or healthy.reason)}"
     return ", ".join(part for part in (f"attempt {attempt}" if attempt > 1 else "", doing) if part)
 
 
-def _age_of_figures(status: RunStatus, now: datetime) -> float:
-    """The seconds since step, losses and speed were as the status says; operators write them now and then."""
-    at = status.last_progress_time
-    return (now - at).total_seconds() if at is not None else 0.0
+def _unchanged(status: RunStatus, now: datetime) -> float | None:
+    """The seconds since it has been waiting, or since step, losses and speed were as the status says."""
+    suspended, healthy = status.condition("Suspended"), _waiting(status)
+    if suspended is not None and suspended.status == "True":
+        since = suspended.last_transition_time
+    elif status.attempt <= status.ended_attempt:
+        return None
+    elif healthy is not None:
+        since = healthy.last_transition_time
+    elif status.last_progress_time is not None:
+        since = status.last_progress_time
+    else:
+        return None
+    return max(0.0, (now - since).total_seconds())
+
+
+def _waiting(status: RunStatus) -> Condition | None:
+    """The condition that says why the present attempt does not run; None where it does."""
+    healthy = status.condition("Healthy")
+    return healthy if healthy is not None and healthy.status == "Unknown" else None
+
+
+def _short(message: str) -> str:
+    line = neutral(message)
+    return line if len(line) <= SHORT else f"{line[: SHORT - 1]}…"
 
 
 def _began(stage: Stage, status: RunStatus, spec: Mapping[str, Any]) -> datetime:

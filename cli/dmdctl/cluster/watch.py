@@ -15,6 +15,7 @@ from dmdctl.cluster.run_view import RunView, exit_code, summary
 from dmdctl.console import Console, one_line, warning
 from dmdctl.display import make_display
 from dmdctl.json_lines import JsonLines
+from dmdctl.waiting import waiting
 
 EVENTS = ("events.k8s.io", "v1")
 
@@ -38,7 +39,8 @@ async def _watch(
     name: str, namespace: str | None, context: str | None, console: Console, lines: JsonLines | None
 ) -> ExitCode:
     async with connect(context, namespace) as cluster:
-        resource = await find(cluster, name)
+        with waiting(console, "asking the API server"):
+            resource = await find(cluster, name)
         with lines or make_display(console, estimate=False) as display:
             display.say(one_line((name, "bold"), f"  namespace {cluster.namespace}"))
             view = RunView(display)

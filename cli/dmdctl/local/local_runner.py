@@ -26,6 +26,9 @@ from dmd_api.runtime import Progress, StageError, StageResult
 from dmd_api.stages import SHUTDOWN_SECONDS, Stage
 
 POLL_SECONDS = 0.25
+IMPORTING = "importing PyTorch"
+"""What launcher and workers do before they can report anything."""
+STOPPING = "stopping; a second Ctrl-C ends it at once"
 GRACE_SECONDS = SHUTDOWN_SECONDS + 30
 """The time from the first Ctrl-C until launchers are killed: a little more than their workers get for a checkpoint."""
 
@@ -90,7 +93,7 @@ class LocalRun:
         Args:
             stage: which.
             attempt: its number, from 1.
-            show: told rank 0's progress several times a second.
+            show: told rank 0's progress several times a second, once there is any.
         """
         scheduler = StageScheduler()
         self.interrupts.install()
@@ -108,6 +111,8 @@ class LocalRun:
             python=sys.executable,
             environment=self._environment(str(termination)),
         )
+        latest = Progress(stage=stage, attempt=attempt, activity=IMPORTING)
+        show(latest)
         app_id = scheduler.schedule(scheduler.submit_dryrun(app, Opts(log_dir=str(folder / "output"))))
         try:
             stopped_at: float | None = None
@@ -118,6 +123,10 @@ class LocalRun:
                 if stopped_at and (self.interrupts.count > 1 or time.monotonic() - stopped_at > GRACE_SECONDS):
                     break
                 progress = read_progress(progress_address)
+                latest = progress or latest
+                if stopped_at is not None:
+                    since = time.monotonic() - stopped_at
+                    progress = latest.model_copy(update={"activity": STOPPING, "unchanged_seconds": since})
                 if progress is not None:
                     show(progress)
                 time.sleep(POLL_SECONDS)

@@ -11,7 +11,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.exit_codes import RETRYABLE, ExitCode
 from dmd_api.manifest import DMDDistillation, manifest_hash
 from dmd_api.parsing import parse_model
-from dmd_api.runtime import StageResult
+from dmd_api.runtime import Progress, StageResult
 from dmd_api.spec import Workers
 from dmd_api.stages import Stage, stages
 from dmd_api.uris import STORAGE_SCHEMES, TRACKING_SCHEMES, parse_uri
@@ -25,6 +25,7 @@ from dmdctl.local.local_runner import Interrupts, LocalRun
 from dmdctl.local.shrink import shrink
 from dmdctl.local.summary import show_summary
 from dmdctl.manifest_file import read_manifest
+from dmdctl.waiting import waiting
 
 RUNS = Path("dmd-runs")
 BACK_OFF_SECONDS = (5.0, 60.0)
@@ -55,8 +56,10 @@ def run_manifest(
     """
     runs = (RUNS / "shrunken" if shrunken else RUNS).absolute()
     manifest = read_manifest(file)
+    console = Console(stderr=as_json)
     if shrunken:
-        manifest = shrink(manifest, runs / "inputs" / manifest.metadata.name)
+        with waiting(console, "making a small teacher to rehearse with"):
+            manifest = shrink(manifest, runs / "inputs" / manifest.metadata.name)
     manifest = with_local_defaults(manifest, storage, tracking, runs)
     run_key = f"{manifest.metadata.name}-{manifest_hash(manifest)}"
     assert manifest.spec.storage is not None
@@ -64,7 +67,6 @@ def run_manifest(
     if processes is not None:
         manifest = with_processes(manifest, processes)
     local = runs / run_key
-    console = Console()
     interrupts = Interrupts()
     run = LocalRun(manifest, run_key, local / "logs", runs / "scratch" / run_key, interrupts)
     lines = JsonLines() if as_json else None
@@ -166,6 +168,7 @@ def _run_stage(run: LocalRun, stage: Stage, display: Display) -> StageResult:
             return result
         failures, attempt = failures + 1, attempt + 1
         display.say(warning(f"{stage}: {result.error.message}; attempt {attempt} in {wait:.0f} s"))
+        display.show(Progress(stage=stage, attempt=attempt, activity="waiting for the next attempt"))
         until = time.monotonic() + wait
         while time.monotonic() < until and not run.interrupts.requested():
             time.sleep(0.1)

@@ -29,9 +29,11 @@ class Evaluator:
     def __init__(self, context: StageContext, teacher: Teacher, conditions: Conditions) -> None:
         spec, wanted = context.manifest.spec, context.manifest.spec.evaluation
         self.context, self.teacher = context, teacher
-        self.extractor = load_features(
-            wanted.features, context.scratch, context.device, clean=wanted.resolution is not None
-        )
+        with context.progress.doing("loading the networks of the evaluation"):
+            self.extractor = load_features(
+                wanted.features, context.scratch, context.device, clean=wanted.resolution is not None
+            )
+            clip = wanted_clip_score(wanted, context.scratch, context.device)
         self.samples = Samples(
             wanted.samples,
             spec.training.seed,
@@ -41,21 +43,22 @@ class Evaluator:
             context.device,
             teacher.autoencoder,
             wanted.resolution,
-            wanted_clip_score(wanted, context.scratch, context.device),
+            clip,
         )
 
     def real_features(self) -> Tensor:
         """The features [N, D] of the real images; asked for by rank 0 alone."""
         context, wanted = self.context, self.context.manifest.spec.evaluation
-        return reference_features(
-            wanted.reference,
-            self.extractor,
-            self.teacher.image_shape[1:],
-            context.shared_storage,
-            context.scratch,
-            context.device,
-            wanted.resolution,
-        )
+        with context.progress.doing("measuring the real images"):
+            return reference_features(
+                wanted.reference,
+                self.extractor,
+                self.teacher.image_shape[1:],
+                context.shared_storage,
+                context.scratch,
+                context.device,
+                wanted.resolution,
+            )
 
     def training_scores(self) -> Callable[[Sampler], dict[str, float]]:
         """Returns what measures a generator while it trains: FID, and accuracy where the manifest asks for it."""

@@ -37,7 +37,7 @@ def publish(
         The report with the model version, its alias, and the MLflow run.
     """
     manifest, run = context.manifest, TrackedRun.of(context.manifest, context.run_key)
-    context.progress.update(activity="registering the model")
+    context.progress.update(activity="exporting the generator")
     folder = context.scratch / "pipeline"
     facts = CardFacts(
         report.name,
@@ -64,6 +64,7 @@ def publish(
             "dmd.gates": f"failed: {failed}" if failed else "passed",
         },
     )
+    context.progress.update(activity="registering the model")
     registered = register_generator(run, entry, context.raise_if_stopped)
     alias = None if failed else manifest.spec.tracking.alias
     if alias is not None:
@@ -88,6 +89,7 @@ def finish_run(context: StageContext, report: Report, patience: float = OUTAGE_S
     tracker = context.tracker
     if tracker is None:
         return
+    context.progress.update(activity="sending the report to MLflow")
     final = {f"final/{name}": value for name, value in report.figures().items()}
     tracker.log_metrics(final, context.manifest.spec.training.generator_updates)
     tracker.log_artifact(report.model_dump_json(by_alias=True, indent=2).encode(), REPORT)

@@ -6,6 +6,8 @@ Showing never holds up training: the board is replaced as a whole, and a thread 
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -26,17 +28,28 @@ class ProgressBoard:
 
     def __init__(self, stage: Stage, attempt: int = 1) -> None:
         self._current = Progress(stage=stage, attempt=attempt)
+        self._changed = time.monotonic()
         self._counting_since: float | None = None
         self._counted = 0
 
     @property
     def current(self) -> Progress:
         """The present progress."""
-        return self._current
+        return self._current.model_copy(update={"unchanged_seconds": time.monotonic() - self._changed})
 
     def update(self, **fields: Any) -> None:
         """Replaces fields of `Progress`."""
-        self._current = self._current.model_copy(update=fields)
+        before, self._current = self._current, self._current.model_copy(update=fields)
+        if (before.step, before.activity) != (self._current.step, self._current.activity):
+            self._changed = time.monotonic()
+
+    @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
+        """Shows another activity for as long as the block takes; an error leaves it, since it says what failed."""
+        before = self._current.activity
+        self.update(activity=activity)
+        yield
+        self.update(activity=before)
 
     def advance(self, count: int) -> None:
         """Counts `count` more steps, up to the total (a last batch may be smaller), and estimates what is left."""

@@ -81,10 +81,13 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
     if stage.collective and (done := read_result(context.storage, stage, manifest)) is not None:
         return done.result
     context.stop_at_signals()
-    module = import_module(f"dmd_trainer.stages.{stage}")
     address = os.environ.get(runtime.PROGRESS_ADDRESS, "") if rank == 0 else ""
     with ProgressServer(board, address):
+        board.update(activity="importing libraries")
+        module = import_module(f"dmd_trainer.stages.{stage}")
         if stage.collective:
+            if context.world_size > 1:
+                board.update(activity="waiting for the other workers")
             start_process_group(device)
         try:
             if rank == 0 and stage.tracked:
@@ -95,6 +98,7 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
                 with Tracker(run, scratch / "tracking", context.storage, board.message) as context.tracker:
                     context.tracker.log_manifest(manifest, device, context.world_size)
                     result: dict[str, Any] = module.run(context)
+                    board.update(activity="sending the last records to MLflow")
             else:
                 result = module.run(context)
         finally:

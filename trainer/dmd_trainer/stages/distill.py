@@ -36,18 +36,14 @@ def run(context: StageContext) -> dict[str, Any]:
     conditions = training_conditions(context, teacher)
     if spec.method.regression is None:  # otherwise preparing the pairs has shown it
         check_weights(context, teacher, conditions)
-    distillation = Distillation(
-        teacher,
-        spec,
-        TrainingData(
-            conditions,
-            read_pairs(context, teacher, conditions),
-            real_images(context, teacher) if spec.method.gan is not None else None,
-        ),
-        compare_with_pairs(context, teacher),
-        Ranks(context.rank, context.world_size),
-        initial_weights(context),
+    data = TrainingData(
+        conditions,
+        read_pairs(context, teacher, conditions),
+        real_images(context, teacher) if spec.method.gan is not None else None,
     )
+    loss, start = compare_with_pairs(context, teacher), initial_weights(context)
+    context.progress.update(activity="setting up the networks")
+    distillation = Distillation(teacher, spec, data, loss, Ranks(context.rank, context.world_size), start)
     checkpointer = Checkpointer(context)
     evaluator = Evaluator(context, teacher, evaluation_conditions(context, teacher))
     instruments = Instruments(
@@ -58,6 +54,7 @@ def run(context: StageContext) -> dict[str, Any]:
     loop = TrainingLoop(context, distillation, checkpointer, instruments)
     loop.run()
     checkpointer.close()
+    context.progress.update(activity="writing what evaluating needs")
     fake_score = distillation.fake_score_weights() if spec.method.name == "DMD2" else {}
     if context.rank == 0:
         if fake_score:

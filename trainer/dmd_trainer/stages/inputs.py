@@ -28,8 +28,10 @@ def read_teacher(context: StageContext, device: torch.device | None = None) -> T
         BadInputError: it is missing, or no teacher.
     """
     wanted = context.manifest.spec.teacher
+    with context.progress.doing("fetching the teacher"):
+        folder = local_path(wanted.uri, context.scratch, headers_only=device is not None)
     return load_teacher(
-        local_path(wanted.uri, context.scratch, headers_only=device is not None),
+        folder,
         device=context.device if device is None else device,
         autocast=context.autocast,
         weights=wanted.weights,
@@ -66,7 +68,9 @@ def real_images(context: StageContext, teacher: Teacher) -> RealImages:
         BadInputError: there are none, of a kind not known here, or they do not fit the teacher.
     """
     embed = partial(_embedded, context, teacher) if teacher.takes_text else None
-    return open_real_images(context.manifest.spec.data.images, teacher, context.scratch, context.shared_storage, embed)
+    images = context.manifest.spec.data.images
+    with context.progress.doing("opening the real images"):
+        return open_real_images(images, teacher, context.scratch, context.shared_storage, embed)
 
 
 def compare_with_pairs(context: StageContext, teacher: Teacher) -> RegressionLoss:
@@ -77,8 +81,9 @@ def compare_with_pairs(context: StageContext, teacher: Teacher) -> RegressionLos
     """
     regression = context.manifest.spec.method.regression
     features = None if regression is None else regression.features
-    weights = None if features is None else local_path(features.uri, context.scratch)
-    return regression_loss(regression, weights, context.device, teacher.autoencoder)
+    with context.progress.doing("loading the networks of the regression's loss"):
+        weights = None if features is None else local_path(features.uri, context.scratch)
+        return regression_loss(regression, weights, context.device, teacher.autoencoder)
 
 
 def initial_weights(context: StageContext, device: torch.device | None = None) -> InitialWeights:
@@ -90,10 +95,11 @@ def initial_weights(context: StageContext, device: torch.device | None = None) -
     named = context.manifest.spec.method.init_from
     if named is None:
         return InitialWeights()
-    return InitialWeights(
-        read_initial_weights(named.generator, "generator", context.scratch, device),
-        read_initial_weights(named.fake_score, "fakeScore", context.scratch, device),
-    )
+    with context.progress.doing("reading the weights to start from"):
+        return InitialWeights(
+            read_initial_weights(named.generator, "generator", context.scratch, device),
+            read_initial_weights(named.fake_score, "fakeScore", context.scratch, device),
+        )
 
 
 def _prompt_conditions(
@@ -101,7 +107,9 @@ def _prompt_conditions(
 ) -> PromptConditions:
     if not teacher.takes_text:
         raise BadInputError(f"{field}: the teacher takes no text; leave prompts out, or give classLabels")
-    return _embedded(context, teacher, read_prompts(prompts, context.scratch, field), one_by_one=one_by_one)
+    with context.progress.doing("reading the prompts"):
+        texts = read_prompts(prompts, context.scratch, field)
+    return _embedded(context, teacher, texts, one_by_one=one_by_one)
 
 
 def _embedded(
@@ -115,9 +123,14 @@ def _embedded(
         teacher.digest,
         context.shared_storage,
         context.scratch,
-        partial(_text_encoder, teacher.directory, context.device, dtype),
+        partial(_load_text_encoder, context, teacher.directory, dtype),
     )
     return PromptConditions(embeddings=embeddings, added=teacher.added_conditions, one_by_one=one_by_one)
+
+
+def _load_text_encoder(context: StageContext, directory: Path, dtype: torch.dtype) -> TextEncoder:
+    with context.progress.doing("loading the text encoders"):
+        return _text_encoder(directory, context.device, dtype)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ import re
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Checkpointer:
         self._scratch = context.scratch / "checkpoints"
         self._attempt = context.attempt
         self._keep = context.manifest.spec.training.keep_checkpoints
-        self._on_message = context.progress.message
+        self._progress = context.progress
         self._pending: Future[None] | None = None
         self.newest_step: int | None = None
         """The step of the newest checkpoint that is known to be whole."""
@@ -101,7 +102,8 @@ class Checkpointer:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            with nullcontext() if pending.done() else self._progress.doing("uploading a checkpoint"):
+                pending.result()
 
     def close(self) -> None:
         """Waits, and ends the background thread."""
@@ -166,7 +168,7 @@ class Checkpointer:
             barrier()
             if any_rank(bool(problem)):
                 if problem and self._rank == 0:
-                    self._on_message(f"checkpoint {name} is skipped: {problem}")
+                    self._progress.message(f"checkpoint {name} is skipped: {problem}")
                 continue
             _load(state, folder)
             barrier()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from dmd_api.errors import InterruptedRunError, TrainingCollapsedError, TrainingDivergedError
@@ -157,8 +158,10 @@ class TrainingLoop:
         """Trains by one update, shows it, and measures health where that is due."""
         distillation = self._distillation
         started = time.perf_counter()
+        compiles = self._context.manifest.spec.training.compile and distillation.step_count == self._first_step
         try:
-            report = distillation.step(stop_requested=self._context.should_stop())
+            with self._context.progress.doing("compiling the networks") if compiles else nullcontext():
+                report = distillation.step(stop_requested=self._context.should_stop())
         except TrainingDivergedError:
             self._checkpointer.wait()
             raise
