@@ -74,13 +74,17 @@ def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None
 
 
 def _objects(manifest: DMDDistillation) -> Table:
-    """The table of what the operator creates: an Indexed Job and a headless Service for each attempt at a stage."""
+    """The table of what the operator creates for each attempt at a stage.
+
+    An Indexed Job, and a headless Service of the same name where its pods have to meet.
+    """
     table = Table(title="Kubernetes objects", title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for column in ("Job and Service", "pods", "processes a pod"):
+    for column in ("Job", "pods", "processes a pod", ""):
         table.add_column(column)
     for stage in stages(manifest):
         size = stage.size(manifest.spec)
-        table.add_row(f"{manifest.metadata.name}-{stage}-1", str(size.nodes), str(size.processes_per_node))
+        meets = "and a Service" if stage.meets(size.nodes) else ""
+        table.add_row(f"{manifest.metadata.name}-{stage}-1", str(size.nodes), str(size.processes_per_node), meets)
     return table
 
 
