@@ -1,48 +1,80 @@
-"""One-step generators of one teacher by different methods, each with the same network and the same training budget."""
+"""One-step generators of one teacher by different methods, each with the same network and the same training budget.
+
+This one is on the digits; `one_step.glyphs` is the same on the glyphs, which takes hours. Finished runs are kept in
+`runs.jsonl` and not made again.
+"""
 
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.one_step.figure import plot
 from benchmarks.one_step.methods import METHODS
+from benchmarks.one_step.runs import Run, Runs
 from benchmarks.one_step.scores import SAMPLES, measure
-from benchmarks.one_step.setting import Setting, digits_teacher
+from benchmarks.one_step.setting import Sampler, Setting
+from benchmarks.one_step.tasks import TASKS, Task
 from benchmarks.one_step.teacher import teacher_samplers
 
-BUDGET = 240_000
-"""Network evaluations of each method's training; a minute or two on one core."""
+BUDGETS = {"digits": 240_000, "glyphs": 400_000}
+"""Network evaluations of each method's training: a minute or two on one core, and ten."""
 SEEDS = (0, 1, 2)
 
 
-def run(budget: int = BUDGET, seeds: tuple[int, ...] = SEEDS, samples: int = SAMPLES) -> dict[str, Any]:
-    """Trains and measures everything, prints the table and draws the plot."""
+def run(name: str = "digits", seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
+    """Trains and measures everything that is not stored yet, prints the table and draws the plot."""
     torch.set_num_threads(1)
-    teacher, images, labels = digits_teacher()
-    scores: dict[str, dict[int, list[dict[str, float]]]] = {name: {1: []} for name in METHODS}
+    task, budget, runs = TASKS[name](), BUDGETS[name], Runs()
+    rates = {method: of.rates[name] for method, of in METHODS.items() if name in of.rates}
+    scores: dict[str, dict[int, list[dict[str, float]]]] = {method: {1: []} for method in rates}
     for seed in seeds:
-        for name, (method, learning_rate) in METHODS.items():
-            started = time.process_time()
-            sampler = method(Setting(teacher, images, labels, budget, seed), learning_rate)
-            seconds = time.process_time() - started
-            score = measure(sampler, seed, samples) | {"seconds": seconds}
-            print(f"seed {seed}: {name:40} FID {score['fid']:8.3f} {seconds:6.0f} s", flush=True)
-            scores[name][1].append(score)
-    for name, samplers in teacher_samplers(teacher.denoiser).items():
+        for method, learning_rate in rates.items():
+            scores[method][1].append(distilled(task, runs, method, learning_rate, budget, seed))
+    for method, samplers in teacher_samplers(task.teacher.denoiser).items():
         # There is nothing to train, and so one seed.
-        scores[name] = {evaluations: [measure(s, seeds[0], samples)] for evaluations, s in samplers.items()}
+        scores[method] = {
+            evaluations: [_sampled(task, runs, method, evaluations, sampler, seeds[0])]
+            for evaluations, sampler in samplers.items()
+        }
 
-    found = {name: [_row(evaluations, of) for evaluations, of in rows.items()] for name, rows in scores.items()}
+    found = {method: [_row(evaluations, of) for evaluations, of in rows.items()] for method, rows in scores.items()}
     print(f"{'':40} NFE  FID              precision   recall accuracy")
-    for name, rows in found.items():
+    for method, rows in found.items():
         for row in rows:
-            line = f"{name:40}{row['evaluations']:>4} {row['fid']:8.3f} ± {row['fidDeviation']:5.3f} "
+            line = f"{method:40}{row['evaluations']:>4} {row['fid']:8.3f} ± {row['fidDeviation']:5.3f} "
             print(line + f"{row['precision']:9.3f} {row['recall']:8.3f} {row['accuracy']:8.2%}", flush=True)
-    plot(found)
-    rates = {name: learning_rate for name, (_, learning_rate) in METHODS.items()}
-    return {"budget": budget, "samples": samples, "seeds": list(seeds), "learningRates": rates, "methods": found}
+    plot(found, name)
+    return {"budget": budget, "samples": SAMPLES, "seeds": list(seeds), "learningRates": rates, "methods": found}
+
+
+def distilled(
+    task: Task, runs: Runs, method: str, learning_rate: float, budget: int, seed: int, samples: int = SAMPLES
+) -> dict[str, Any]:
+    """The figures of one method's generator, from the stored runs or else from training it."""
+
+    def make() -> dict[str, Any]:
+        started = time.process_time()
+        sampler = METHODS[method].distil(Setting(task, budget, seed), learning_rate)
+        seconds = time.process_time() - started
+        score = measure(task, sampler, seed, samples) | {"seconds": seconds}
+        print(f"seed {seed}: {method:40} {learning_rate:.0e} FID {score['fid']:8.3f} {seconds:6.0f} s", flush=True)
+        return score
+
+    settings = METHODS[method].settings
+    return runs.get(Run(task.name, teacher_of(task), method, settings, learning_rate, budget, seed, samples), make)
+
+
+def _sampled(task: Task, runs: Runs, name: str, evaluations: int, sampler: Sampler, seed: int) -> dict[str, Any]:
+    run = Run(task.name, teacher_of(task), name, {"evaluations": evaluations}, None, 0, seed, SAMPLES)
+    return runs.get(run, partial(measure, task, sampler, seed))
+
+
+def teacher_of(task: Task) -> str:
+    """The teacher's digest, short: another teacher's runs are other runs."""
+    return task.teacher.digest[:12]
 
 
 def _row(evaluations: int, scores: list[dict[str, float]]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from typing import Any
 
 import matplotlib
 
-FIGURE = Path(__file__).parents[2] / "docs" / "images" / "one-step.png"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+FILES = {"digits": "one-step.png", "glyphs": "one-step-glyphs.png"}
 
 
-def plot(found: dict[str, list[dict[str, Any]]], file: Path = FIGURE) -> None:
+def plot(found: dict[str, list[dict[str, Any]]], task: str, folder: Path = IMAGES) -> None:
     """Draws the teacher's solvers as lines and the one-step generators as points (the mean, and each seed)."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -24,9 +25,9 @@ def plot(found: dict[str, list[dict[str, Any]]], file: Path = FIGURE) -> None:
             continue
         axes.plot(evaluations, [rows[0]["fid"]], "D", color=colour, markersize=7, label=name)
         axes.plot(evaluations * len(rows[0]["fids"]), rows[0]["fids"], "_", color=colour, markersize=14)
-    axes.set(xscale="log", yscale="log", xlabel="network evaluations at sampling", ylabel="FID (digit classifier)")
+    axes.set(xscale="log", yscale="log", xlabel="network evaluations at sampling", ylabel=f"FID ({task} classifier)")
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], labels=["1", "2", "5", "10", "20", "50", "100"])
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(file, dpi=120)
+    figure.savefig(folder / FILES[task], dpi=120)
     pyplot.close(figure)

@@ -1,8 +1,9 @@
 """The methods by name.
 
-Learning rates are the best of 3e-4, 1e-3 and 3e-3 in each method's pilot (`python -m benchmarks.one_step.pilot`), the
-lower one where two tied. Variational score distillation diverged with all three; of 3e-5 and 1e-4 it got the better.
-FID in the pilot (5,000 samples, 100,000 network evaluations, one seed that the comparison does not use):
+Learning rates are the best of three in each method's pilot (`python -m benchmarks.one_step.pilot`), the lower one where
+two tied. On digits, of 3e-4, 1e-3 and 3e-3; variational score distillation diverged with all three, and of 3e-5 and
+1e-4 it got the better. FID in that pilot (5,000 samples, 100,000 network evaluations, one seed that the comparison does
+not use):
 
                                             3e-5     1e-4     3e-4     1e-3     3e-3
     DMD                                                      0.478    0.326    0.433
@@ -12,10 +13,13 @@ FID in the pilot (5,000 samples, 100,000 network evaluations, one seed that the 
     Consistency distillation                                 2.267    2.357    2.143
     Progressive distillation                                 0.713    0.634    0.775
     Rectified flow (2-reflow)                                1.020    0.617    0.516
+
+On glyphs the pilot is at the budget that is reported, and its runs are stored beside the comparison's.
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.one_step.consistency import consistency
 from benchmarks.one_step.distribution_matching import distribution_matching
@@ -24,16 +28,38 @@ from benchmarks.one_step.reflow import reflow
 from benchmarks.one_step.regression import regression
 from benchmarks.one_step.setting import Sampler, Setting
 
-Method = Callable[[Setting, float], Sampler]
-"""(setting, learning rate) -> the one-step generator."""
 
-METHODS: dict[str, tuple[Method, float]] = {
+@dataclass(frozen=True)
+class Method:
+    """A way to a one-step generator.
+
+    Attributes:
+        train: (setting, learning rate, settings) -> the generator.
+        rates: the learning rate for each task that it is compared on.
+        settings: what else is given to `train`.
+    """
+
+    train: Callable[..., Sampler]
+    rates: dict[str, float]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def distil(self, setting: Setting, learning_rate: float) -> Sampler:
+        """The one-step generator."""
+        return self.train(setting, learning_rate, **self.settings)
+
+
+def _rates(digits: float | None, glyphs: float) -> dict[str, float]:
+    return {"glyphs": glyphs} if digits is None else {"digits": digits, "glyphs": glyphs}
+
+
+METHODS = {
     # The example spends the same share on its pairs: 8,192 pairs beside 1,500 steps.
-    "DMD": (partial(distribution_matching, share=0.21), 1e-3),
-    "DMD2 without GAN (k = 5)": (partial(distribution_matching, fake_score_updates=5), 1e-3),
-    "Variational score distillation (k = 1)": (distribution_matching, 1e-4),
-    "Regression alone": (regression, 1e-3),
-    "Consistency distillation": (consistency, 3e-3),
-    "Progressive distillation": (progressive, 1e-3),
-    "Rectified flow (2-reflow)": (reflow, 3e-3),
+    "DMD": Method(distribution_matching, _rates(1e-3, 1e-3), {"share": 0.21}),
+    "DMD2 without GAN (k = 5)": Method(distribution_matching, _rates(1e-3, 1e-3), {"fake_score_updates": 5}),
+    "DMD2 (k = 5)": Method(distribution_matching, _rates(None, 1e-3), {"fake_score_updates": 5, "gan": 0.1}),
+    "Variational score distillation (k = 1)": Method(distribution_matching, _rates(1e-4, 1e-4)),
+    "Regression alone": Method(regression, _rates(1e-3, 1e-3)),
+    "Consistency distillation": Method(consistency, _rates(3e-3, 3e-3)),
+    "Progressive distillation": Method(progressive, _rates(1e-3, 1e-3)),
+    "Rectified flow (2-reflow)": Method(reflow, _rates(3e-3, 3e-3)),
 }

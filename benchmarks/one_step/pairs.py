@@ -44,7 +44,7 @@ class TeacherPairs:
 _made: dict[tuple[str, int], list[TeacherPairs]] = {}
 
 
-def make_pairs(teacher: Teacher, evaluations: int, seed: int) -> TeacherPairs:
+def make_pairs(teacher: Teacher, evaluations: int, seed: int, classes: int) -> TeacherPairs:
     """The first pairs of `seed` that `evaluations` pay for.
 
     Chunks are kept, since methods share them; whoever uses them is charged for all the same.
@@ -54,7 +54,7 @@ def make_pairs(teacher: Teacher, evaluations: int, seed: int) -> TeacherPairs:
     while len(chunks) * CHUNK < count:
         start = len(chunks) * CHUNK
         random = KeyedRandom(seed, "pairs", 0, range(start, start + CHUNK))
-        labels, noise = random.integers(0, 10), random.normal(teacher.sample_shape)
+        labels, noise = random.integers(0, classes), random.normal(teacher.sample_shape)
         images = heun(teacher.denoiser, teacher.denoiser.schedule, noise, {"class_labels": labels}, STEPS)
         chunks.append(TeacherPairs(noise, images, labels))
     columns = ((chunk.noise, chunk.images, chunk.labels) for chunk in chunks)

@@ -1,32 +1,34 @@
-"""`python -m benchmarks.one_step.pilot [NAME ...]`: FIDs at several learning rates, on a small budget."""
+"""`python -m benchmarks.one_step.pilot [TASK [NAME ...]]`: FIDs at several learning rates, on a seed of its own."""
 
 import sys
 
 import torch
 
+from benchmarks.one_step import BUDGETS, distilled
 from benchmarks.one_step.methods import METHODS
-from benchmarks.one_step.scores import measure
-from benchmarks.one_step.setting import Setting, digits_teacher
+from benchmarks.one_step.runs import Runs
+from benchmarks.one_step.tasks import TASKS
 from dmd_api.errors import TrainingDivergedError
 
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-PILOT_BUDGET, SEED, SAMPLES = 100_000, 100, 5_000
+LEARNING_RATES = {"digits": (1e-4, 3e-4, 1e-3, 3e-3), "glyphs": (3e-4, 1e-3, 3e-3)}
+PILOT_BUDGETS = {"digits": 100_000, "glyphs": BUDGETS["glyphs"]}
+SEED, SAMPLES = 100, 5_000
 
 
-def main() -> None:
-    """Prints one line a method; the seed is none of the comparison's."""
+def main(name: str = "digits", *methods: str) -> None:
+    """Prints one line a method; finished runs are stored, and not made again."""
     torch.set_num_threads(1)
-    setting = Setting(*digits_teacher(), budget=PILOT_BUDGET, seed=SEED)
-    for name in sys.argv[1:] or METHODS:
+    task, runs = TASKS[name](), Runs()
+    for method in methods or [method for method, of in METHODS.items() if name in of.rates]:
         found = []
-        for learning_rate in LEARNING_RATES:
+        for learning_rate in LEARNING_RATES[name]:
             try:
-                fid = measure(METHODS[name][0](setting, learning_rate), SEED, SAMPLES)["fid"]
+                fid = distilled(task, runs, method, learning_rate, PILOT_BUDGETS[name], SEED, SAMPLES)["fid"]
             except TrainingDivergedError:
                 fid = float("inf")
             found.append(f"{learning_rate:.0e}: {fid:8.3f}")
-        print(f"{name:40} {'  '.join(found)}", flush=True)
+        print(f"{method:40} {'  '.join(found)}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -2,21 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.one_step.pairs import TeacherPairs, make_pairs
-from dmd_trainer.data.digits import load_digits_images
+from benchmarks.one_step.tasks import Task
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
-from dmd_trainer.families.teacher import Teacher, load_teacher
-from dmd_trainer.runtime.fetch import local_path
+from dmd_trainer.families.teacher import Teacher
 
 FORWARD, UPDATE = 1, 3
 """What a sample costs in network evaluations: a forward pass, and one with its backward pass (counted as two more)."""
-CLASSES = 10
 
 Sampler = Callable[[Tensor, Condition], Tensor]
 """(unit-variance noise [B, C, H, W], condition) -> images [B, C, H, W]."""
@@ -27,28 +23,29 @@ class Setting:
     """One run's share of everything.
 
     Attributes:
-        teacher: frozen.
-        images: the teacher's training data [N, C, H, W] in [-1, 1].
-        labels: their classes [N].
+        task: the teacher and its data.
         budget: network evaluations that training may cost, the making of ODE pairs included.
         seed: of every draw.
         batch: samples an update.
     """
 
-    teacher: Teacher
-    images: Tensor
-    labels: Tensor
+    task: Task
     budget: int
     seed: int
     batch: int = 64
 
-    def updates(self, cost: int, spent: int = 0) -> int:
+    @property
+    def teacher(self) -> Teacher:
+        """The task's."""
+        return self.task.teacher
+
+    def updates(self, cost: float, spent: int = 0) -> int:
         """How many updates of `cost` network evaluations a sample are left after `spent`."""
-        return (self.budget - spent) // (cost * self.batch)
+        return int((self.budget - spent) // (cost * self.batch))
 
     def pairs(self, share: float) -> TeacherPairs:
         """As many ODE pairs as `share` of the budget pays for."""
-        return make_pairs(self.teacher, round(self.budget * share), self.seed)
+        return make_pairs(self.teacher, round(self.budget * share), self.seed, self.task.classes)
 
     def draws(self, stream: int) -> torch.Generator:
         """The random numbers of one purpose."""
@@ -56,14 +53,7 @@ class Setting:
 
     def real(self, draws: torch.Generator) -> tuple[Tensor, Condition]:
         """A batch of the data and its condition."""
-        rows = torch.randint(len(self.images), (self.batch,), generator=draws)
-        return self.images[rows], {"class_labels": self.labels[rows]}
-
-
-@cache
-def digits_teacher() -> tuple[Teacher, Tensor, Tensor]:
-    """The teacher that ships with the trainer, and the images and labels that it was trained on."""
-    return load_teacher(local_path("builtin://digits-teacher", Path())), *load_digits_images()
+        return self.task.at(torch.randint(len(self.task), (self.batch,), generator=draws))
 
 
 def normal_like(images: Tensor, draws: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.one_step.consistency import consistency_function, consistency_loss, heun_step
+from benchmarks.one_step.distribution_matching import TO_THE_HEAD
 from benchmarks.one_step.figure import plot
 from benchmarks.one_step.methods import METHODS
 from benchmarks.one_step.pairs import COST, TeacherPairs, make_pairs
 from benchmarks.one_step.progressive import ddim_step, halvable_sigmas, two_steps_target
 from benchmarks.one_step.reflow import reflow_loss, velocity
-from benchmarks.one_step.setting import FORWARD, UPDATE, Setting, digits_teacher, one_step
+from benchmarks.one_step.runs import Run, Runs
+from benchmarks.one_step.setting import FORWARD, UPDATE, Setting, one_step
+from benchmarks.one_step.tasks import digits
 from benchmarks.one_step.teacher import euler
 from benchmarks.one_step.training import follow, train
 from torch import Tensor, nn
@@ -23,6 +27,7 @@ from dmd_trainer.diffusion.denoiser import Denoiser
 from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import per_sample, schedule_from_scheduler
 from dmd_trainer.diffusion.solvers import heun
+from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.families.teacher import Teacher
 
 SCHEDULE = schedule_from_scheduler({"_class_name": "EDMEulerScheduler", "sigma_data": 0.75})
@@ -141,14 +146,14 @@ def test_euler_arrives_where_heun_does() -> None:
 
 
 def test_pairs_are_the_solutions_of_their_noise_and_more_money_buys_more_of_the_same() -> None:
-    teacher, *_ = digits_teacher()
-    few, more = make_pairs(teacher, 3 * COST, seed=7), make_pairs(teacher, 5 * COST + 1, seed=7)
+    teacher = digits().teacher
+    few, more = (make_pairs(teacher, money, seed=7, classes=10) for money in (3 * COST, 5 * COST + 1))
     assert (len(few), len(more), few.cost) == (3, 5, 3 * COST)
     noise, images, condition = more.at(torch.tensor([0, 2]))
     torch.testing.assert_close(images, few.images[[0, 2]])
     solved = heun(teacher.denoiser, teacher.denoiser.schedule, noise, condition, 18)
     torch.testing.assert_close(images, solved, rtol=1e-3, atol=1e-3)
-    assert not torch.equal(make_pairs(teacher, COST, seed=8).noise, few.noise[:1])
+    assert not torch.equal(make_pairs(teacher, COST, seed=8, classes=10).noise, few.noise[:1])
 
 
 def test_training_goes_down_and_returns_the_average() -> None:
@@ -174,10 +179,10 @@ def test_follow_is_the_moving_average() -> None:
 
 
 @pytest.fixture
-def counted() -> Iterator[tuple[Teacher, list[int]]]:
+def counted() -> Iterator[tuple[Teacher, list[float]]]:
     """The teacher, and how many network evaluations it and all copies of it made."""
-    teacher, *_ = digits_teacher()
-    spent = [0]
+    teacher = digits().teacher
+    spent = [0.0]
 
     def count(network: nn.Module, inputs: tuple[Any, ...]) -> None:
         trained = torch.is_grad_enabled() and next(network.parameters()).requires_grad
@@ -191,10 +196,12 @@ def counted() -> Iterator[tuple[Teacher, list[int]]]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_spend_their_budget_and_not_more(
-    name: str, counted: tuple[Teacher, list[int]], monkeypatch: pytest.MonkeyPatch
+    name: str, counted: tuple[Teacher, list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (teacher, spent), budget = counted, 600
-    make_pairs(teacher, budget, seed=7)  # made in chunks and kept, so that their making is not counted but charged
+    (teacher, spent), budget = counted, 1000
+    make_pairs(
+        teacher, budget, seed=7, classes=10
+    )  # made in chunks and kept, so that their making is not counted but charged
     spent[0] = 0
     pairs_of = Setting.pairs
 
@@ -204,9 +211,17 @@ def test_methods_spend_their_budget_and_not_more(
         return pairs
 
     monkeypatch.setattr(Setting, "pairs", charged)
-    method, learning_rate = METHODS[name]
-    _, images, labels = digits_teacher()
-    sampler = method(Setting(teacher, images, labels, budget, seed=7, batch=4), learning_rate)
+    classify = FakeScore.forward
+
+    def to_the_head(fake: FakeScore, sample: Tensor, **arguments: Any) -> tuple[Tensor]:
+        before = spent[0]
+        found = classify(fake, sample, **arguments)
+        if arguments.get("classify"):
+            spent[0] = before + len(sample) * UPDATE * TO_THE_HEAD
+        return found
+
+    monkeypatch.setattr(FakeScore, "forward", to_the_head)
+    sampler = METHODS[name].distil(Setting(digits(), budget, seed=7, batch=4), 1e-4)
     assert 0.9 * budget < spent[0] <= budget
     noise = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
     assert sampler(noise, {"class_labels": torch.tensor([1, 2])}).isfinite().all()
@@ -215,5 +230,20 @@ def test_methods_spend_their_budget_and_not_more(
 def test_plot(tmp_path: Path) -> None:
     one = [{"evaluations": 1, "fid": 0.5, "fids": [0.4, 0.6]}]
     lines = [{"evaluations": n, "fid": 4 / n, "fids": [4 / n]} for n in (1, 2, 4)]
-    plot({"a method": one, "the teacher": lines}, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 1000
+    plot({"a method": one, "the teacher": lines}, "digits", tmp_path)
+    assert (tmp_path / "one-step.png").stat().st_size > 1000
+
+
+def test_a_finished_run_is_not_made_again_and_another_one_is(tmp_path: Path) -> None:
+    runs, made = Runs(tmp_path / "runs.jsonl"), []
+    run = Run("digits", "0123", "DMD", {"share": 0.2}, 1e-3, 600, seed=0, samples=10)
+
+    def make() -> dict[str, Any]:
+        made.append(None)
+        return {"fid": float(len(made))}
+
+    assert [runs.get(run, make)["fid"] for _ in range(2)] == [1.0, 1.0]
+    for change in ({"seed": 1}, {"settings": {"share": 0.3}}, {"learning_rate": 1e-4}, {"teacher": "4567"}):
+        runs.get(replace(run, **change), make)
+    assert len(made) == 5
+    assert Runs(tmp_path / "runs.jsonl").get(run, make) == {"fid": 1.0}
