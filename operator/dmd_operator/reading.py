@@ -45,6 +45,12 @@ def kept(resource: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {field: resource["metadata"][field] for field in _METADATA if field in resource["metadata"]}
     parts = {"metadata": metadata, **{part: resource[part] for part in ("spec", "status") if part in resource}}
     refused = {part: why for part, value in parts.items() if (why := _excess(part, value)) is not None}
+    if "status" in refused and "resolved" in (status := parts["status"]):
+        # The one field of a status that takes anything. What is said instead cannot be read, and so is reset.
+        without = {**status, "resolved": refused["status"]}
+        if _excess("status", without) is None:
+            parts["status"] = without
+            del refused["status"]
     if "metadata" in refused:
         del metadata["labels"]  # the one field that a user can fill
     if refused:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dmd_operator.reading import DEEPEST, LARGEST, REFUSED, kept, parse
+from dmd_operator.stored_status import read_status
 
 METADATA = {"name": "run", "namespace": "team", "uid": "u", "resourceVersion": "3", "generation": 1}
 
@@ -42,8 +43,15 @@ def test_a_resource_that_is_too_deep_is_refused_by_its_field(levels: int) -> Non
     assert (found["metadata"], found["status"]) == (METADATA, {"attempt": 3})
 
 
-def test_a_status_that_is_too_deep_is_refused_too() -> None:
-    found = kept(parse(resource(spec="{}", status='{"resolved": ' + nested(200) + "}")))
+def test_of_a_status_that_is_too_deep_what_is_not_is_read() -> None:
+    found = kept(parse(resource(spec="{}", status='{"attempt": 3, "resolved": ' + nested(200) + "}")))
+    assert REFUSED not in found
+    status, unreadable = read_status(found["status"])
+    assert (status.attempt, status.resolved, unreadable) == (3, None, ("resolved",))
+
+
+def test_a_status_that_is_too_large_elsewhere_is_refused() -> None:
+    found = kept(parse(resource(spec="{}", status=json.dumps({"phase": "x" * LARGEST, "resolved": {}}))))
     assert set(found[REFUSED]) == {"status"}
     assert "status" not in found
 
