@@ -1,5 +1,6 @@
 """Two installations that watch one namespace: each run is looked after by one of them."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,7 +35,8 @@ def test_a_run_has_one_owner_and_another_one_when_that_is_gone(
     played.ends[namespace] = lambda pod: (
         None if pod["metadata"]["labels"][STAGE] == "distill" and not go.is_set() else succeed(pod)
     )
-    leases = {"lease_namespace": "default", "lease_seconds": "3", "take_over_seconds": "2", "progress_seconds": "1"}
+    leases = {"lease_namespace": "default", "lease_seconds": "3", "take_over_seconds": "5", "progress_seconds": "1"}
+    leases["namespaces"] = json.dumps([namespace])  # and nothing that other tests have left
     with ExitStack() as stack:
         logs = {}
         for name in ("one", "other"):

@@ -26,6 +26,7 @@ from dmd_trainer.diffusion.solvers import teacher_solver
 from dmd_trainer.evaluation.timing import measure_throughput
 from dmd_trainer.families.teacher import Teacher, load_teacher
 from dmd_trainer.families.text_encoder import TextEncoder
+from dmd_trainer.runtime.progress import ProgressBoard
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.stages import inputs
 from tests.stages import run_stage_here
@@ -207,6 +208,7 @@ def test_all_prompts_and_captions_share_one_encoder(manifest_dict: dict[str, Any
         device=torch.device("cpu"),
         shared_storage=FileStorage(tmp_path / "shared"),
         scratch=tmp_path / "scratch",
+        progress=ProgressBoard(Stage.DISTILL),
     )
     teacher = load_teacher(folder)
     with patch.object(inputs, "TextEncoder", wraps=TextEncoder) as made:

@@ -135,12 +135,12 @@ def test_an_alias_is_followed_and_no_request_is_lost(registry: str) -> None:
             eventually(lambda: served.counted("dmd_serve_reloads_total", outcome="failed") > 0, "a look that fails", 30)
             assert served.get("/v1/model").json()["version"] == "2"
             assert served.get("/healthz").status_code == 200
+            assert served.counted("dmd_serve_model", model="models:/served@champion", version="1") == 0
         finally:
             done.set()
             asking.join(30)
             set_alias(registry, "served", "champion", "1")
     assert set(statuses) == {200}
-    assert served.counted("dmd_serve_model", model="models:/served@champion", version="1") == 0
 
 
 def test_the_teacher_of_a_registered_model_is_found_by_its_run(

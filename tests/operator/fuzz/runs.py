@@ -15,6 +15,7 @@ NAMESPACE = "fuzz"
 DEADLINE = 300.0
 GROUP, VERSION = API_VERSION.split("/")
 WHERE = (GROUP, VERSION, NAMESPACE, "dmddistillations")
+CONFLICT = 409
 REFUSED = {400, 413, 422, 500}
 """A 500 is what the API server itself says of JSON that is nested too deeply for it."""
 
@@ -64,9 +65,16 @@ class Runs:
         """Writes statuses as anybody with the right may; what the API server said of those that it refused."""
 
         def write(name: str) -> None:
-            run = self._api.get_namespaced_custom_object(*WHERE, name)
-            body = {**run, "status": statuses[name]}
-            self._api.replace_namespaced_custom_object_status(*WHERE, name, body)
+            while True:
+                run = self._api.get_namespaced_custom_object(*WHERE, name)
+                body = {**run, "status": statuses[name]}
+                try:
+                    self._api.replace_namespaced_custom_object_status(*WHERE, name, body)
+                except client.ApiException as error:
+                    if error.status != CONFLICT:  # the operator wrote meanwhile
+                        raise
+                else:
+                    return
 
         return self.each(write, statuses)
 
