@@ -1,23 +1,21 @@
 """A proxy before the API server that answers some requests with 429, as priority and fairness does under load."""
 
-import asyncio
 import base64
 import random
 import ssl
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 
 import aiohttp
 import yaml
 from aiohttp import web
 
 from dmdctl.local.local_runner import free_port
-from tests.operator.live import eventually
+from tests.operator.serving import serving
 
+SESSION = web.AppKey("session", aiohttp.ClientSession)
 DROPPED = {"host", "transfer-encoding", "content-length", "content-encoding"}
 
 
@@ -52,49 +50,35 @@ def throttled(kubeconfig: Path, own: Path, share: float, choose: random.Random) 
     context["users"][0]["user"] = {}
     own.parent.mkdir(parents=True, exist_ok=True)
     own.write_text(yaml.safe_dump(context))
-    server, ready, stop = Throttled(own), Event(), Event()
+    server = Throttled(own)
 
-    async def serve() -> None:
-        async with aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None)) as session:
+    async def session(app: web.Application) -> AsyncIterator[None]:
+        forever = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(auto_decompress=False, timeout=forever) as app[SESSION]:
+            yield
 
-            async def answer(request: web.Request) -> web.StreamResponse:
-                if choose.random() < share:
-                    server.turned_away += 1
-                    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 429}
-                    body |= {"reason": "TooManyRequests", "message": "too many requests, please try again later"}
-                    return web.json_response(body, status=429, headers={"Retry-After": "1"})
-                headers = {name: value for name, value in request.headers.items() if name.lower() not in DROPPED}
-                async with session.request(
-                    request.method,
-                    upstream + request.raw_path,
-                    headers=headers,
-                    data=await request.read() or None,
-                    ssl=tls,
-                ) as found:
-                    kept = {name: value for name, value in found.headers.items() if name.lower() not in DROPPED}
-                    response = web.StreamResponse(status=found.status, headers=kept)
-                    await response.prepare(request)
-                    async for chunk in found.content.iter_any():
-                        await response.write(chunk)
-                    return response
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if choose.random() < share:
+            server.turned_away += 1
+            status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 429}
+            status |= {"reason": "TooManyRequests", "message": "too many requests, please try again later"}
+            return web.json_response(status, status=429, headers={"Retry-After": "1"})
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in DROPPED}
+        body, url = await request.read() or None, upstream + request.raw_path
+        asked = request.app[SESSION].request(request.method, url, headers=headers, data=body, ssl=tls)
+        async with asked as found:
+            kept = {name: value for name, value in found.headers.items() if name.lower() not in DROPPED}
+            response = web.StreamResponse(status=found.status, headers=kept)
+            await response.prepare(request)
+            async for chunk in found.content.iter_any():
+                await response.write(chunk)
+            return response
 
-            app = web.Application(client_max_size=16 * 1024 * 1024)
-            app.router.add_route("*", "/{path:.*}", answer)
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", port).start()
-            ready.set()
-            await asyncio.to_thread(stop.wait)
-            await runner.cleanup()
-
-    with ThreadPoolExecutor(1) as thread:
-        serving = thread.submit(asyncio.run, serve())
-        eventually(lambda: ready.is_set() or serving.done(), "the proxy answers")
-        try:
-            yield server
-        finally:
-            stop.set()
-            serving.result(20)
+    app = web.Application(client_max_size=16 * 1024 * 1024)
+    app.cleanup_ctx.append(session)
+    app.router.add_route("*", "/{path:.*}", answer)
+    with serving(app, ("127.0.0.1", port)):
+        yield server
 
 
 def _tls(cluster: dict[str, str], user: dict[str, str], own: Path) -> ssl.SSLContext:

@@ -1,17 +1,14 @@
 """What rank 0 of each run answers when it is asked for its progress."""
 
-import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Event
 from typing import Any
 
 from aiohttp import web
 
 from dmd_api.apps import PROGRESS_PORT
 from dmd_api.labels import DISTILLATION
-from tests.operator.live import eventually
+from tests.operator.serving import serving
 
 NOWHERE = "127.3.0.1"
 
@@ -41,7 +38,6 @@ class Answers:
     @contextmanager
     def served(self) -> Iterator[None]:
         """Answers until the context ends."""
-        ready, stop = Event(), Event()
 
         async def answer(request: web.Request) -> web.Response:
             assert request.transport is not None
@@ -50,25 +46,10 @@ class Answers:
             self.asked.add(name)
             return web.Response(body=self.bodies.get(name, b"{}"), content_type="application/json")
 
-        async def serve() -> None:
-            app = web.Application()
-            app.router.add_get("/progress", answer)
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-            await runner.setup()
-            for address in self._addresses.values():
-                await web.TCPSite(runner, address, PROGRESS_PORT).start()
-            ready.set()
-            await asyncio.to_thread(stop.wait)
-            await runner.cleanup()
-
-        with ThreadPoolExecutor(1) as thread:
-            serving = thread.submit(asyncio.run, serve())
-            eventually(lambda: ready.is_set() or serving.done(), "progress is served")
-            try:
-                yield
-            finally:
-                stop.set()
-                serving.result(20)
+        app = web.Application()
+        app.router.add_get("/progress", answer)
+        with serving(app, *((address, PROGRESS_PORT) for address in self._addresses.values())):
+            yield
 
 
 def _address(number: int) -> str:
