@@ -1,14 +1,15 @@
 """A run as one JSON object a line, for other programs: `--output json` of `dmdctl run` and `dmdctl watch`.
 
-Each has `event`: `start`, `progress`, `finish` and `fail` of a stage, `message`, and at last `result`.
+Each has `event`: `start`, `progress`, `finish` and `fail` of a stage, `message`, and at last `result`. JSON has no NaN:
+what is not finite is null.
 """
 
-import json
 import sys
 from types import TracebackType
 from typing import Any, Self
 
 from pydantic.alias_generators import to_camel
+from pydantic_core import to_json
 from rich.text import Text
 
 from dmd_api.exit_codes import ExitCode
@@ -20,7 +21,7 @@ class JsonLines:
     """Shows a run on standard output."""
 
     def __init__(self) -> None:
-        self._last: dict[str, Any] = {}
+        self._last = ""
 
     def __enter__(self) -> Self:
         return self
@@ -38,10 +39,10 @@ class JsonLines:
         """A stage's progress, where it is another one than the last."""
         # How long nothing has changed changes all the time.
         fields = progress.model_dump(mode="json", exclude={"unchanged_seconds"}, exclude_none=True)
-        shown = {to_camel(name): value for name, value in fields.items()}
-        if shown != self._last:
-            self._last = shown
-            self._write("progress", **shown)
+        line = _line("progress", **{to_camel(name): value for name, value in fields.items()})
+        if line != self._last:
+            self._last = line
+            self._print(line)
 
     def finish(self, stage: Stage, note: str, took: float | None = None) -> None:
         """A stage is done."""
@@ -60,5 +61,12 @@ class JsonLines:
         self._write("result", exitCode=int(code), **fields)
 
     def _write(self, event: str, **fields: Any) -> None:
-        sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+        self._print(_line(event, **fields))
+
+    def _print(self, line: str) -> None:
+        sys.stdout.write(line)
         sys.stdout.flush()
+
+
+def _line(event: str, **fields: Any) -> str:
+    return to_json({"event": event, **fields}, inf_nan_mode="null").decode() + "\n"

@@ -158,7 +158,9 @@ def plan(
     if output == "json":
         from dmdctl.planning.document import print_plan
 
-        print_plan(file, gpu)
+        if probe:
+            raise BadInputError("--probe: times of this machine are not in the JSON; leave one of the two out")
+        print_plan(file, gpu, gpu_memory)
         return
     from dmdctl.planning.plan import show_plan
 
