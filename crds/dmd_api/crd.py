@@ -242,10 +242,10 @@ def _status() -> dict[str, Any]:
             "activeSeconds": {**number, "description": "Seconds that it was active before that."},
             "completionTime": time,
             "mlflowRun": text,
-            "operator": {**text, "description": "The installation that looks after it: its Lease, as NAMESPACE/NAME."},
             "mlflowRunUrl": {**text, "description": "The run's page in MLflow."},
             "modelVersion": {**text, "description": "The version in the model registry."},
             "modelUri": {**text, "description": "The model, as MLflow's clients name it."},
+            "operator": {**text, "description": "The installation that looks after it: its Lease, as NAMESPACE/NAME."},
             "resolved": {
                 "type": "object",
                 "description": "The operator's defaults as they were when the run started.",

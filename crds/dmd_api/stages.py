@@ -44,7 +44,7 @@ class Stage(StrEnum):
         return self in {Stage.DISTILL, Stage.EVALUATE}
 
     def meets(self, nodes: int) -> bool:
-        """Its launchers look for each other, where there are so many nodes: one alone needs nobody."""
+        """With this many nodes, its launchers look for each other by name; one alone needs nobody."""
         return self.collective and nodes > 1
 
     @property

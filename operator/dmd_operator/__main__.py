@@ -44,7 +44,7 @@ def main() -> None:
     kopf.configure(debug=settings.debug, log_format=kopf.LogFormat.JSON)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for each event of each pod otherwise
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_in_a_line)
+        handler.addFilter(_without_traceback)
     try:
         asyncio.run(run(settings))
     except ConfigException as error:
@@ -110,8 +110,8 @@ async def _find_cluster(configuration: Configuration) -> None:
         await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
 
 
-def _in_a_line(record: logging.LogRecord) -> bool:
-    """What the API server answers is no fault of the program's, and needs no traceback; kopf logs one all the same."""
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Drops the traceback of what the API server answered, which kopf logs though it is no fault of the program's."""
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and any(isinstance(e, aiohttp.ClientError) for e in (error, error.__cause__)):
         record.exc_info = None
