@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 PLURAL = "dmddistillations"
 FIELD_MANAGER = "dmd-operator"
 _PROGRESS_BYTES = 65536
-_REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY}
+_MALFORMED = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
+_REFUSALS = {*_MALFORMED, HTTPStatus.FORBIDDEN}
 _PASSING = ("exceeded quota", "does not support dry run", "failed calling webhook")
 """What refusals that have nothing to do with the object say."""
 _EVENT_BYTES = 1024
@@ -38,7 +39,16 @@ log = logging.getLogger(__name__)
 
 
 class RefusedError(Exception):
-    """The API server did not create an object: for good, or for as long as a webhook, a quota or itself is away."""
+    """The API server did not create an object: for good, or for as long as a webhook, a quota or itself is away.
+
+    Args:
+        message: what it said.
+        malformed: whether the object itself is wrong.
+    """
+
+    def __init__(self, message: str, malformed: bool = False) -> None:
+        super().__init__(message)
+        self.malformed = malformed
 
 
 class Cluster:
@@ -114,7 +124,7 @@ class Cluster:
             # A conflict may also be a quota's that was written to at the same time.
             there = await self._existing(plural, namespace, name) if error.status == HTTPStatus.CONFLICT else None
             if there is None:
-                raise RefusedError(message_of(error)) from error
+                raise RefusedError(message_of(error), error.status in _MALFORMED) from error
             if owner_uid(there) != owner_uid(child):
                 owners = (owner["kind"] for owner in there["metadata"].get("ownerReferences") or [])
                 whose = (
@@ -137,7 +147,7 @@ class Cluster:
         except ApiException as error:
             message = message_of(error)
             if error.status in _REFUSALS and not any(passing in message for passing in _PASSING):
-                raise RefusedError(message) from error
+                raise RefusedError(message, error.status in _MALFORMED) from error
             log.info("%s/%s could not be rehearsed: %s", namespace, child["metadata"]["name"], message)
             return ()
 

@@ -11,7 +11,7 @@ from dmd_api import runtime
 from dmd_api.apps import PROGRESS_PORT, RENDEZVOUS_PORT, stage_app
 from dmd_api.labels import ATTEMPT, CONTAINER, DISTILLATION, STAGE
 from dmd_api.manifest import API_VERSION, KIND, DMDDistillation
-from dmd_api.spec import CABundle, PodSettings
+from dmd_api.spec import CABundle, PodSettings, Spec
 from dmd_api.stages import GRACE_SECONDS, SHUTDOWN_SECONDS, Size, Stage
 from dmd_api.uris import parse_uri
 from dmd_operator.credentials import credentials
@@ -280,21 +280,38 @@ def _container(attempt: _Attempt, resources: dict[str, Any], claims: list[str]) 
 
 def pod_settings(manifest: DMDDistillation, stage: Stage) -> PodSettings:
     """The manifest's settings of the pods of `stage`; preflight takes no accelerator, only memory and the template."""
-    spec = manifest.spec
+    if stage is Stage.PREFLIGHT:
+        memory = {"requests": {"memory": PREFLIGHT_MEMORY}}
+        return PodSettings(resources=memory, pod_template=_without_resources(manifest.spec.workers.pod_template))
+    resources, template = (_settings(manifest.spec, name) for name in _sources(manifest.spec, stage))
+    return PodSettings(resources=resources.resources, pod_template=template.pod_template)
+
+
+def pod_fields(manifest: DMDDistillation, stage: Stage) -> tuple[str, ...]:
+    """The fields of the manifest that the pods of `stage` are made of, as far as they are set."""
+    resources, template = _sources(manifest.spec, stage)
+    takes_resources = stage is not Stage.PREFLIGHT and _settings(manifest.spec, resources).resources
+    takes_template = _settings(manifest.spec, template).pod_template
+    return (
+        *([f"spec.{resources}.resources"] if takes_resources else []),
+        *([f"spec.{template}.podTemplate"] if takes_template else []),
+    )
+
+
+def _sources(spec: Spec, stage: Stage) -> tuple[str, str]:
+    """The fields of `spec` that the resources and the template of a stage's pods come from."""
     match stage:
-        case Stage.PREFLIGHT:
-            memory = {"requests": {"memory": PREFLIGHT_MEMORY}}
-            return PodSettings(resources=memory, pod_template=_without_resources(spec.workers.pod_template))
         case Stage.PREPARE:
-            return spec.pair_workers
-        case Stage.DISTILL:
-            return spec.workers
+            return "pairWorkers", "pairWorkers"
         case Stage.EVALUATE:
             own = spec.evaluation
-            return PodSettings(
-                resources=own.resources or spec.workers.resources,
-                pod_template=own.pod_template or spec.workers.pod_template,
-            )
+            return "evaluation" if own.resources else "workers", "evaluation" if own.pod_template else "workers"
+        case Stage.PREFLIGHT | Stage.DISTILL:
+            return "workers", "workers"
+
+
+def _settings(spec: Spec, name: str) -> PodSettings:
+    return {"workers": spec.workers, "pairWorkers": spec.pair_workers, "evaluation": spec.evaluation}[name]
 
 
 def _without_resources(template: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from dmd_operator.observe import with_pods
 from dmd_operator.observed import ObservedJob, ObservedPod
 from dmd_operator.ownership import Ownership
 from dmd_operator.pace import only_moved, paced
-from dmd_operator.pods import Owner, attempt_objects
+from dmd_operator.pods import Owner, attempt_objects, pod_fields
 from dmd_operator.queue import Gone
 from dmd_operator.reading import REFUSED
 from dmd_operator.run import Run
@@ -227,7 +227,8 @@ class Reconciler:
                     await self._cluster.create(child)
             except RefusedError as error:
                 announced = replace(run, status=decision.status)
-                return await self._apply(key, replace(view, resource=resource), run, refused(announced, str(error)))
+                message = _with_fields(error, run.manifest, decision.create[0])
+                return await self._apply(key, replace(view, resource=resource), run, refused(announced, message))
         for event in decision.events:
             await self._report(key, resource, event)
         return decision.again
@@ -252,7 +253,7 @@ class Reconciler:
                 for child in attempt_objects(manifest, stage, 1, owner):
                     warnings.update(await self._cluster.rehearse(child))
             except RefusedError as error:
-                raise RefusedError(f"{stage} would be refused: {error}") from error
+                raise RefusedError(f"{stage} would be refused: {_with_fields(error, manifest, stage)}") from error
         for warning in sorted(warnings):
             await self._report(key, resource, Event("ApiServerWarning", warning, warning=True))
 
@@ -264,6 +265,15 @@ class Reconciler:
             await self._cluster.report(resource, event)
         except ApiException as error:
             log.warning("%s/%s: the event could not be written: %s", key.namespace, key.name, message_of(error))
+
+
+def _with_fields(error: RefusedError, manifest: DMDDistillation, stage: Stage) -> str:
+    """What the API server said of a stage's objects, and the fields of the manifest that it may speak of.
+
+    Of a quantity it cannot read it names no field at all, and of others the Job's.
+    """
+    fields = " and ".join(pod_fields(manifest, stage))
+    return f"{error} (the pods of {stage} are made of {fields})" if error.malformed and fields else str(error)
 
 
 def _status_reset(unreadable: tuple[str, ...]) -> Event:

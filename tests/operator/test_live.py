@@ -478,9 +478,9 @@ def test_a_resource_that_needs_defaults_says_which(api: ControlPlane, running: O
     ("settings", "said"),
     [
         ({"evaluation": {"podTemplate": {"spec": {"tolerationz": []}}}}, "evaluate would be refused: "),
-        ({"pairWorkers": {"resources": {"limits": {"cpu": "two"}}}}, "prepare would be refused: "),
-        ({"workers": {"podTemplate": {"spec": ["x"]}}}, ""),
-        ({"workers": {"podTemplate": {"spec": {"containers": [None]}}}}, ""),
+        ({"pairWorkers": {"resources": {"limits": {"cpu": "two"}}}}, "are made of spec.pairWorkers.resources)"),
+        ({"workers": {"podTemplate": {"spec": ["x"]}}}, "spec.workers.podTemplate"),
+        ({"workers": {"podTemplate": {"spec": {"containers": [None]}}}}, "spec.workers.podTemplate"),
     ],
     ids=["unknown", "quantity", "spec", "container"],
 )

@@ -65,6 +65,13 @@ def process(api: ControlPlane, runs: Runs, tmp_path_factory: pytest.TempPathFact
         yield process
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(runs: Runs, process: Operator) -> Iterator[None]:
+    """A test that fails leaves nothing to the next."""
+    yield
+    runs.delete()
+
+
 def no_traceback(process: Operator) -> None:
     """Nothing went wrong in the operator itself."""
     log = process.log.read_text()
