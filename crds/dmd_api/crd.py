@@ -21,7 +21,18 @@ IMMUTABLE = (
     "is immutable: make a new DMDDistillation (suspend, maxRestarts, activeDeadlineSeconds, ttlSecondsAfterFinished, "
     "gates and tracking.alias may change)"
 )
-FROZEN = ("teacher", "data", "method", "training", "evaluation", "workers", "pairWorkers", "images", "metadata")
+FROZEN = (
+    "teacher",
+    "data",
+    "method",
+    "training",
+    "evaluation",
+    "workers",
+    "pairWorkers",
+    "images",
+    "metadata",
+    "publish",
+)
 FROZEN_OPTIONAL = ("storage", "huggingFace", "caBundle", "serviceAccountName")
 COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
@@ -246,6 +257,7 @@ def _status() -> dict[str, Any]:
             "modelVersion": {**text, "description": "The version in the model registry."},
             "modelUri": {**text, "description": "The model, as MLflow's clients name it."},
             "operator": {**text, "description": "The installation that looks after it: its Lease, as NAMESPACE/NAME."},
+            "published": {**text, "description": "The generator on the Hugging Face hub: hf://OWNER/NAME@COMMIT."},
             "resolved": {
                 "type": "object",
                 "description": "The operator's defaults as they were when the run started.",

@@ -205,6 +205,12 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "publish.huggingFace.repo",
+        "a repository's name on the hub has no .git at its end; leave it out",
+        "!has(self.publish.huggingFace) || !self.publish.huggingFace.repo.endsWith('.git')",
+        lambda s: s.publish.hugging_face is None or not s.publish.hugging_face.repo.endswith(".git"),
+    ),
+    Rule(
         "evaluation.reference",
         "gates compare with real images; give evaluation.reference.uri, or leave the gates out",
         "size(self.gates) == 0 || has(self.evaluation.reference)",

@@ -444,6 +444,27 @@ class HuggingFace(Model):
     credentials_secret_ref: SecretReference = Field(description="Secret with HF_TOKEN.")
 
 
+class HubRepository(Model):
+    """A model repository on the Hugging Face hub."""
+
+    repo: str = Field(
+        max_length=160,
+        pattern=r"^[A-Za-z0-9_]+([-.][A-Za-z0-9_]+)*/[A-Za-z0-9_]+([-.][A-Za-z0-9_]+)*$",
+        description="OWNER/NAME; made where there is none.",
+    )
+    private: bool = Field(
+        True, description="Whether only its owner sees it. One that exists has to be as this says; it is not changed."
+    )
+
+
+class Publish(Model):
+    """The places that the generator is published in besides the model registry, if every gate holds."""
+
+    hugging_face: HubRepository | None = Field(
+        None, description="The repository on the Hugging Face hub. huggingFace.credentialsSecretRef has the token."
+    )
+
+
 class ConfigMapKey(Model):
     """A key of a ConfigMap in the resource's namespace."""
 
@@ -486,6 +507,10 @@ class Spec(Model):
         default_factory=list, max_length=16, description="Bounds that must hold for the model to get its alias."
     )
     export: Export = Field(default_factory=Export, description="The pipeline that the generator is exported as.")
+    publish: Publish = Field(
+        default_factory=Publish,
+        description="The places that the generator is published in besides the model registry, if every gate holds.",
+    )
     workers: Workers = Field(default_factory=Workers, description="The processes that distil and evaluate.")
     pair_workers: PairWorkers = Field(default_factory=PairWorkers, description="The pods that make ODE pairs.")
     storage: Storage | None = Field(None, description="The storage of the run. Default: the operator's.")

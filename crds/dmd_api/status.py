@@ -132,6 +132,8 @@ class RunStatus(StatusModel):
     model_version: str | None = None
     model_uri: str | None = None
     """`models:/NAME/VERSION`."""
+    published: str | None = None
+    """`hf://OWNER/NAME@COMMIT`."""
     resolved: dict[str, Any] | None = None
     """The operator's defaults as they were when the run started."""
     operator: str | None = None

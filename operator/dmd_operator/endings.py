@@ -152,6 +152,8 @@ def _run_complete(run: Run, outcome: Outcome) -> Decision:
     version = result.get("modelVersion")
     if version is not None:
         run = run.update(model_version=str(version), model_uri=f"models:/{run.manifest.registered_model}/{version}")
+    if (published := result.get("published")) is not None:
+        run = run.update(published=str(published))
     if outcome.result is None:
         gone = "evaluate is done, but its result is gone with its pods: the model registry has the version"
         run = run.mark("Registered", "Unknown", "ResultGone", gone)

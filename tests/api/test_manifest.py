@@ -10,6 +10,7 @@ import yaml
 from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import ManifestError, load_manifest, parse_manifest
 from dmd_api.manifest import manifest_hash
+from tests.api.values import NO_REPOSITORY
 from tests.conftest import MANIFEST
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
@@ -105,6 +106,7 @@ def test_a_bad_field_is_named_with_its_remedy(path: str, value: object, line: st
             ("spec.tracking.registeredModel", name, "spec.tracking.registeredModel: MLflow's filters and models:/")
             for name in ("it's", 'a"b', "a`b", "a\\b", "..", " a", "a@b", "a#b", "a?b", "a\n")
         ),
+        *(("spec.publish", {"huggingFace": {"repo": name}}, "spec.publish.huggingFace.repo") for name in NO_REPOSITORY),
         ("metadata.name", "n" * 47, "metadata.name: must have at most"),
     ],
 )
@@ -118,9 +120,10 @@ def test_contradictory_fields_are_refused(path: str, value: object, line: str) -
         ("spec.tracking.alias", "v1-candidate"),
         ("spec.tracking.alias", "latest-good"),
         ("spec.tracking.registeredModel", "catalog.schema.model (prod) é"),
+        ("spec.publish", {"huggingFace": {"repo": "some-team/glyphs_1.0-onestep"}}),
     ],
 )
-def test_names_that_mlflow_takes_are_taken(path: str, value: object) -> None:
+def test_names_that_others_take_are_taken(path: str, value: object) -> None:
     parse_manifest(changed(path, value))
 
 

@@ -13,6 +13,7 @@ from dmd_api.crd import FROZEN, FROZEN_OPTIONAL
 from dmd_api.rules import NAME_RULE, RULES
 from dmd_api.uris import CREDENTIALS_MESSAGE
 from tests.api.test_manifest import EXAMPLES, changed
+from tests.api.values import NO_REPOSITORY
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.processes import ClusterError
 from tests.operator.live import install_crd, make_namespace
@@ -44,6 +45,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "gates: each gate needs": changed("spec.gates", [{"metric": "FID", "max": 1, "min": 2}]),
     "evaluation.reference": changed("spec.gates", [{"metric": "FID", "max": 1}]),
     "tracking.alias": changed("spec.tracking.alias", "Latest"),
+    "publish.huggingFace.repo": changed("spec.publish", {"huggingFace": {"repo": "o/n.git"}}),
     "tracking.registeredModel": changed("spec.tracking.registeredModel", "it's"),
     "metadata.name": changed("metadata.name", "n" * 47),
 }
@@ -93,6 +95,7 @@ def test_a_rule_is_kept_and_says_field_and_remedy(server: ControlPlane, rule: An
         ("spec.storage", {"uri": "s3://a/b", "endpointUrl": "https://token@host"}, CREDENTIALS_MESSAGE),
         ("spec.tracking.uri", "https://user:password@host", CREDENTIALS_MESSAGE),
         ("spec.tracking.experiment", "a\x1b[31mb", "spec.tracking.experiment"),
+        *(("spec.publish", {"huggingFace": {"repo": name}}, "spec.publish.huggingFace.repo") for name in NO_REPOSITORY),
     ],
 )
 def test_a_bad_field_is_named(server: ControlPlane, path: str, value: object, said: str) -> None:
@@ -119,6 +122,7 @@ CHANGES: dict[str, Any] = {
     "serviceAccountName": "other",
     "tracking": {"experiment": "other"},
     "metadata": {"labels": {"team": "other"}},
+    "publish": {"huggingFace": {"repo": "team/other"}},
 }
 
 

@@ -19,3 +19,5 @@ TEXTS = (
 NUMBERS = (-1, 0, 0.5, 1, 2, 3, 1.5, 1e-300, 1e300, 2**31, 2**53, 2**63 - 1)
 OTHERS = (True, [], {}, ["a"], {"uri": "s3://"})
 VALUES = (*TEXTS, *NUMBERS, *OTHERS)
+NO_REPOSITORY = ("o/n/m", "o/-n", "o/n.git", "o/a--b", "o/a..b", "o/n.", "o/é", "o/n\n", "o/" + "n" * 160)
+"""Names that the hub takes for no repository."""

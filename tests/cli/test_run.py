@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 from dmd_api.exit_codes import ExitCode
 from dmdctl.local.local_runner import IMPORTING, STOPPING
 from tests.cli.test_cli import DMDCTL, dmdctl
+from tests.trainer.fake_hub import TOKEN, Written, hub
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -58,14 +61,28 @@ def module_manifest(tiny_teacher: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.fixture
+def served() -> Iterator[ExitStack]:
+    """Servers that run until the test ends."""
+    with ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any], tmp_path: Path) -> None:
-    manifest = module_manifest
+def test_the_whole_way_with_a_ctrl_c_in_between(
+    module_manifest: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: ExitStack
+) -> None:
+    manifest = json.loads(json.dumps(module_manifest))
     manifest["spec"]["training"] |= {"generatorUpdates": 400, "checkpointEvery": 200, "sampleEvery": 200}
     manifest["spec"]["evaluation"]["every"] = 200
     manifest["spec"]["gates"] = [{"metric": "FID", "max": 1e-6}]
+    manifest["spec"]["publish"] = {"huggingFace": {"repo": "team/tiny"}}
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
+    published = Written()
+    url, _ = served.enter_context(hub({}, owner="team", written=published))
+    for variable, value in {"HF_ENDPOINT": url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}.items():
+        monkeypatch.setenv(variable, value)
 
     # Interrupted while it trains: exit code 130, a checkpoint, no process left.
     first = start(tmp_path)
@@ -97,6 +114,7 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     assert report["alias"] is None
     assert list((run / "checkpoints").iterdir())
     assert not report["gates"][0]["passed"]
+    assert (published.repositories, published.commits) == ({"team/tiny": {}}, {})  # made, and nothing is in it
     for name in ("teacher", "generator", "training", "curves"):
         assert Image.open(run / "samples" / f"{name}.png").size[0] > 100
 
@@ -115,6 +133,10 @@ def test_the_whole_way_with_a_ctrl_c_in_between(module_manifest: dict[str, Any],
     assert done.stdout.count("done before") == 3
     report = json.loads((run / "report.json").read_text())
     assert (report["alias"], report["modelVersion"]) == ("champion", "1")
+    assert report["published"] == f"hf://team/tiny@{published.head('team/tiny')}"
+    assert report["published"] in done.stdout
+    assert published.commits == {"team/tiny": ["tiny, version 1 of tiny"]}
+    assert {"README.md", "model_index.json", "samples.png"} <= published.repositories["team/tiny"].keys()
     # The run is complete: by storage.retain's defaults its pairs stay and its checkpoints go.
     assert not list((run / "checkpoints").glob("*"))
     assert list((run / "pairs").iterdir())

@@ -309,6 +309,13 @@ def test_gates_that_fail_leave_the_run_complete() -> None:
     assert "FID = 3" in gates.message
 
 
+def test_where_a_generator_is_published_is_in_the_status() -> None:
+    result = StageResult(stage=Stage.EVALUATE, result={"modelVersion": "7", "published": "hf://team/model@abc"})
+    pod = ObservedPod(0, "Succeeded", exit_code=ExitCode.DONE, result=result)
+    done = job(Stage.EVALUATE, 1, pod, complete=True)
+    assert look(done, stage=Stage.EVALUATE).status.published == "hf://team/model@abc"
+
+
 def test_progress_is_shown_and_a_step_that_does_not_move_is_a_stall() -> None:
     at_work = job(Stage.DISTILL, 1, running(0), running(1))
     shown = Progress(stage=Stage.DISTILL, step=300, total=600, eta_seconds=3900, fid=1.5)

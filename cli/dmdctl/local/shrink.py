@@ -35,7 +35,7 @@ def shrink(manifest: DMDDistillation, folder: Path) -> DMDDistillation:
     if parse_uri(manifest.spec.teacher.uri).scheme != "builtin":  # those are small, and come with all they need
         _replace_inputs(manifest, spec, folder)
     _shorten(manifest, spec)
-    for field in ("gates", "storage", "huggingFace", "images", "pairWorkers"):
+    for field in ("gates", "storage", "huggingFace", "images", "pairWorkers", "publish"):
         spec.pop(field, None)
     spec["tracking"] = {"experiment": spec["tracking"]["experiment"], "registeredModel": manifest.registered_model}
     return parse_manifest(content)

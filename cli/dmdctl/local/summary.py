@@ -57,6 +57,8 @@ def show_summary(console: Console, report: Report, place: Storage, manifest: DMD
         ("sample", f"dmdctl sample {model} --out grid.png --tracking {tracking}"),
         ("serve", f"MLFLOW_TRACKING_URI={tracking} {mlflow} models serve -m {model} --env-manager local -p 5001"),
     ]
+    if report.published:
+        lines.insert(2, ("hub", report.published))
     if uri and uri.startswith("sqlite:"):
         lines.insert(2, ("metrics", f"{mlflow} ui --backend-store-uri {tracking}"))
     console.print()

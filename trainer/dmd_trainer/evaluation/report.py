@@ -61,6 +61,7 @@ class Report(_Model):
     registered_model: str | None = None
     model_version: str | None = None
     alias: str | None = None
+    published: str | None = None
     mlflow_run: str | None = None
 
     @property

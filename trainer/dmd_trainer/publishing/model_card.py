@@ -34,6 +34,7 @@ class CardFacts:
         manifest_hash: of the run.
         fid: the generator's and its teacher's, as text.
         picture: a PNG file of the generator's images.
+        repository: where it is published on the hub, if it is.
     """
 
     name: str
@@ -42,6 +43,7 @@ class CardFacts:
     manifest_hash: str
     fid: str
     picture: bytes | None = None
+    repository: str | None = None
 
 
 class Call(NamedTuple):
@@ -73,7 +75,7 @@ def model_card(teacher: Teacher, call: Call, facts: CardFacts) -> str:
         **licence,
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image" if teacher.takes_text else "unconditional-image-generation",
-        "base_model": _base_model(facts.teacher),
+        **_base_model(facts.teacher),
         "tags": ["one-step" if steps == 1 else "few-step", "distilled", "dmd"],
     }
     name = markdown(str(licence.get("license_name", licence["license"])))
@@ -88,10 +90,10 @@ A {"one-step" if steps == 1 else f"{steps}-step"} generator, distilled from {mar
 {"One network evaluation makes" if steps == 1 else f"{steps} network evaluations make"} an image.
 {picture}
 ```python
-{_example(teacher, call)}
+{_example(teacher, call, facts.repository or "THIS_FOLDER")}
 ```
 
-- Images: {width}x{height} pixels, {channels} channels, the only size it was trained at
+- Images: {width}x{height} pixels, {channels} channel{"s" if channels > 1 else ""}, the only size it was trained at
 - Weights: {call.dtype}
 - FID: {markdown(facts.fid)}
 - Manifest: {facts.manifest_hash}
@@ -99,9 +101,9 @@ A {"one-step" if steps == 1 else f"{steps}-step"} generator, distilled from {mar
 """
 
 
-def _example(teacher: Teacher, call: Call) -> str:
+def _example(teacher: Teacher, call: Call, place: str) -> str:
     """Python that draws an image, without this project's code."""
-    loading = ['"THIS_FOLDER"', f"torch_dtype=torch.{call.dtype}"]
+    loading = [f'"{place}"', f"torch_dtype=torch.{call.dtype}"]
     if teacher.family.carries_code(teacher.denoiser.network):
         loading.append("trust_remote_code=True")  # the network's file is in the folder
     loading += [f"{part}=None" for part in absent_parts(read_index(teacher.directory))]
@@ -117,7 +119,7 @@ image = pipeline({", ".join(arguments)}).images[0]
 image.save("image.png")"""
 
 
-def _base_model(uri: str) -> str:
-    """The name on the Hugging Face hub of a teacher from there; another's URI."""
+def _base_model(uri: str) -> dict[str, str]:
+    """The field `base_model` where the teacher is on the Hugging Face hub, which takes no other names."""
     found = parse_uri(uri)
-    return "/".join(found.path.partition("@")[0].split("/")[:2]) if found.scheme == "hf" else uri
+    return {"base_model": "/".join(found.path.partition("@")[0].split("/")[:2])} if found.scheme == "hf" else {}

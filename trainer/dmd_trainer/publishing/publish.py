@@ -1,4 +1,4 @@
-"""Publishes a measured generator: exports and registers it, sets its alias if it earned it, finishes its MLflow run."""
+"""Publishes a measured generator: exports and registers it, and what it has earned: its alias, a place on the hub."""
 
 import json
 import time
@@ -11,12 +11,14 @@ from dmd_trainer.evaluation.gallery import GENERATOR_PICTURE
 from dmd_trainer.evaluation.report import Report
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.export import call_arguments, export_pipeline
+from dmd_trainer.publishing.hub_repository import upload
 from dmd_trainer.publishing.model_card import METHODS, CardFacts
-from dmd_trainer.publishing.registry import RegistryEntry, register_generator, set_alias
+from dmd_trainer.publishing.registry import RegistryEntry, register_generator, set_alias, tag_version
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.tracking.client import OUTAGE_SECONDS, TrackedRun
 
 REPORT = "report.json"
+PUBLISHED_TAG = "dmd.published"
 FLUSH_SECONDS = 1.0
 """Between two checks of whether this process has to stop."""
 
@@ -24,7 +26,7 @@ FLUSH_SECONDS = 1.0
 def publish(
     context: StageContext, teacher: Teacher, weights: dict[str, Tensor], timesteps: Sequence[int], report: Report
 ) -> Report:
-    """Exports and registers the generator, and points the alias at it if every gate passed.
+    """Exports and registers the generator; if every gate passed, the alias points at it and the hub gets it, if asked.
 
     Args:
         context: of rank 0.
@@ -34,11 +36,12 @@ def publish(
         report: what was measured.
 
     Returns:
-        The report with the model version, its alias, and the MLflow run.
+        The report with the model version, its alias, where it is on the hub, and the MLflow run.
     """
     manifest, run = context.manifest, TrackedRun.of(context.manifest, context.run_key)
     context.progress.update(activity="exporting the generator")
     folder = context.scratch / "pipeline"
+    hub = manifest.spec.publish.hugging_face if not report.failed_gates else None
     facts = CardFacts(
         report.name,
         manifest.spec.teacher.uri,
@@ -46,6 +49,7 @@ def publish(
         report.manifest_hash,
         f"{report.fid.generator:.4g} (teacher: {report.fid.teacher:.4g}) in {report.features}'s features",
         context.storage.read(GENERATOR_PICTURE),
+        hub.repo if hub is not None else None,
     )
     export_pipeline(teacher, weights, timesteps, folder, facts, manifest.spec.method.lora, manifest.spec.export.dtype)
     pipeline_class = json.loads((folder / "model_index.json").read_text())["_class_name"]
@@ -69,11 +73,18 @@ def publish(
     alias = None if failed else manifest.spec.tracking.alias
     if alias is not None:
         set_alias(run.uri, entry.name, alias, registered.model_version, context.raise_if_stopped)
+    published = None
+    if hub is not None:
+        context.progress.update(activity="publishing on the Hugging Face hub")
+        message = f"{report.name}, version {registered.model_version} of {entry.name}"
+        published = upload(hub, folder, message, context.raise_if_stopped)
+        tag_version(run.uri, entry.name, registered.model_version, {PUBLISHED_TAG: published}, context.raise_if_stopped)
     return report.model_copy(
         update={
             "registered_model": entry.name,
             "model_version": registered.model_version,
             "alias": alias,
+            "published": published,
             "mlflow_run": registered.run_id,
         }
     )

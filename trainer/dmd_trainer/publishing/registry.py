@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -93,6 +93,18 @@ def set_alias(
         lambda: mlflow_client(uri).set_registered_model_alias(name, alias, model_version),
         before_retry=before_retry,
     )
+
+
+def tag_version(
+    uri: str, name: str, model_version: str, tags: Mapping[str, str], before_retry: Callable[[], None] = lambda: None
+) -> None:
+    """Sets tags of a version; errors as `register_generator`."""
+
+    def tag() -> None:
+        for key, value in tags.items():
+            mlflow_client(uri).set_model_version_tag(name, model_version, key, value)
+
+    ask(uri, tag, before_retry=before_retry)
 
 
 def open_run(run: TrackedRun, name: str, manifest: str) -> str:

@@ -19,6 +19,7 @@ from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.reference import check_reference
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.export import check_exportable
+from dmd_trainer.publishing.hub_repository import open_repository
 from dmd_trainer.publishing.rehearsal import SampleConditions, check_fit, rehearse_end, sample_conditions, sample_once
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.inputs import (
@@ -53,6 +54,12 @@ def check_storage(context: StageContext) -> None:
     if context.storage.read(key) != b"probe":
         raise BadInputError(f"{context.storage.uri_of(key)}: what was written is not what is read; check the storage")
     context.storage.delete("preflight/")
+
+
+def check_publishing(spec: Spec) -> None:
+    """The hub's repository, if one is wanted: it is made, and can be written to."""
+    if spec.publish.hugging_face is not None:
+        open_repository(spec.publish.hugging_face)
 
 
 def check_teacher(context: StageContext, teacher: Teacher) -> None:

@@ -44,6 +44,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "fid": report.fid.generator,
         "modelVersion": report.model_version,
         "registeredModel": report.registered_model,
+        "published": report.published,
         "mlflowRun": report.mlflow_run,
         "gatesFailed": ", ".join(f"{g.metric} = {g.value:.4g}" for g in report.failed_gates),
     }

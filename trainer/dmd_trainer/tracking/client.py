@@ -15,6 +15,7 @@ from dmd_api.manifest import DMDDistillation
 from dmd_trainer.runtime.certificates import NOT_TRUSTED, is_untrusted
 
 if TYPE_CHECKING:
+    import tenacity
     from mlflow import MlflowClient
 
 T = TypeVar("T")
@@ -121,6 +122,27 @@ def retry_waits() -> Iterator[float]:
         wait = min(2 * wait, LONGEST_WAIT)
 
 
+def patient(
+    away: Callable[[BaseException], bool], patience: float, before_retry: Callable[[], None]
+) -> "tenacity.Retrying":
+    """Tries again for as long as a server is away.
+
+    Args:
+        away: whether an error says that it is.
+        patience: seconds after which no further try is made.
+        before_retry: called before each wait; may raise to stop.
+    """
+    import tenacity
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(away),
+        wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
+        stop=tenacity.stop_before_delay(patience),
+        before_sleep=lambda _: before_retry(),
+        reraise=True,
+    )
+
+
 def ask(
     uri: str, action: Callable[[], T], patience: float = OUTAGE_SECONDS, before_retry: Callable[[], None] = lambda: None
 ) -> T:
@@ -137,7 +159,6 @@ def ask(
         BadInputError: it refuses.
     """
     import_mlflow()
-    import tenacity
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -151,15 +172,8 @@ def ask(
             return not settled and (status >= 500 or status in PASSING_STATUSES)
         return isinstance(error, RequestException | SQLAlchemyError | ConnectionError)
 
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(away),
-        wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
-        stop=tenacity.stop_before_delay(patience),
-        before_sleep=lambda _: before_retry(),
-        reraise=True,
-    )
     try:
-        return retrying(action)
+        return patient(away, patience, before_retry)(action)
     except (MlflowException, RequestException, SQLAlchemyError, ConnectionError) as error:
         if away(error):
             raise InfrastructureError(
