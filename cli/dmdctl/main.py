@@ -11,6 +11,7 @@ from dmd_api import __version__
 from dmd_api.errors import BadInputError, DMDError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.stages import Stage
+from dmdctl.cluster.target import Target
 
 app = typer.Typer(
     help="Turn a diffusion model into a one-step generator with Distribution Matching Distillation.",
@@ -44,7 +45,10 @@ NamespaceOption = Annotated[
 ContextOption = Annotated[
     str | None, typer.Option(help="The kubeconfig's context. Default: the current one.", metavar="CONTEXT")
 ]
-
+KubeconfigOption = Annotated[
+    Path | None,
+    typer.Option(help="The kubeconfig. Default: $KUBECONFIG, else ~/.kube/config.", metavar="FILE"),
+]
 
 OutputOption = Annotated[
     Literal["text", "json"],
@@ -173,6 +177,7 @@ def watch(
     output: OutputOption = "text",
     namespace: NamespaceOption = None,
     context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Show a run in a cluster as it goes, until it is over; Ctrl-C leaves the run alone.
 
@@ -183,7 +188,7 @@ def watch(
     _need("watch", ("kubernetes", "aiohttp"), "operator")
     from dmdctl.cluster.watch import watch_run
 
-    raise typer.Exit(watch_run(name, namespace, context, as_json=output == "json"))
+    raise typer.Exit(watch_run(name, Target(namespace, context, kubeconfig), as_json=output == "json"))
 
 
 @app.command("list")
@@ -191,6 +196,7 @@ def list_(
     everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Those of all namespaces.")] = False,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """List the runs of a namespace: phase, step, how far it is, FID.
 
@@ -199,7 +205,7 @@ def list_(
     _need("list", ("kubernetes", "aiohttp"), "operator")
     from dmdctl.cluster.listing import list_runs
 
-    list_runs(namespace, context, everywhere=everywhere)
+    list_runs(Target(namespace, context, kubeconfig), everywhere=everywhere)
 
 
 @app.command()
@@ -208,6 +214,7 @@ def get(
     output: Annotated[Literal["yaml", "json"], typer.Option("--output", "-o", help="In which form.")] = "yaml",
     namespace: NamespaceOption = None,
     context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Print a run's manifest and status, for other programs.
 
@@ -216,11 +223,13 @@ def get(
     _need("get", ("kubernetes", "aiohttp"), "operator")
     from dmdctl.cluster.listing import get_run
 
-    get_run(name, output, namespace, context)
+    get_run(name, output, Target(namespace, context, kubeconfig))
 
 
 @app.command()
-def suspend(name: RunName, namespace: NamespaceOption = None, context: ContextOption = None) -> None:
+def suspend(
+    name: RunName, namespace: NamespaceOption = None, context: ContextOption = None, kubeconfig: KubeconfigOption = None
+) -> None:
     """Suspend a run: its pods end after a checkpoint, and their GPUs are free.
 
     Example: `dmdctl suspend distill-sd15`
@@ -228,11 +237,13 @@ def suspend(name: RunName, namespace: NamespaceOption = None, context: ContextOp
     _need("suspend", ("kubernetes", "aiohttp"), "operator")
     from dmdctl.cluster.changing import set_suspend
 
-    set_suspend(name, namespace, context, suspend=True)
+    set_suspend(name, Target(namespace, context, kubeconfig), suspend=True)
 
 
 @app.command()
-def resume(name: RunName, namespace: NamespaceOption = None, context: ContextOption = None) -> None:
+def resume(
+    name: RunName, namespace: NamespaceOption = None, context: ContextOption = None, kubeconfig: KubeconfigOption = None
+) -> None:
     """Let a suspended run go on from its last checkpoint.
 
     Example: `dmdctl resume distill-sd15`
@@ -240,7 +251,7 @@ def resume(name: RunName, namespace: NamespaceOption = None, context: ContextOpt
     _need("resume", ("kubernetes", "aiohttp"), "operator")
     from dmdctl.cluster.changing import set_suspend
 
-    set_suspend(name, namespace, context, suspend=False)
+    set_suspend(name, Target(namespace, context, kubeconfig), suspend=False)
 
 
 @app.command()
@@ -249,6 +260,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Delete a run with its Jobs and pods; checkpoints, generator and registered model stay.
 
@@ -261,7 +273,7 @@ def delete(
         if not sys.stdin.isatty():
             raise BadInputError("--yes: missing; nobody can be asked here whether the run is to be deleted")
         typer.confirm(f"Delete the run {name} with its Jobs and pods?", abort=True)
-    delete_run(name, namespace, context)
+    delete_run(name, Target(namespace, context, kubeconfig))
 
 
 @app.command()
@@ -277,6 +289,7 @@ def logs(
     tail: Annotated[int | None, typer.Option(min=0, help="Only each worker's last N lines.", metavar="N")] = None,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Print what all workers of an attempt have written, in the order of time; each line says whose it is.
 
@@ -285,7 +298,7 @@ def logs(
     _need("logs", ("kubernetes", "aiohttp"), "operator")
     from dmdctl.cluster.logs import Wanted, print_logs
 
-    raise typer.Exit(print_logs(name, Wanted(stage, attempt, tail, follow), namespace, context))
+    raise typer.Exit(print_logs(name, Wanted(stage, attempt, tail, follow), Target(namespace, context, kubeconfig)))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from kubernetes.aio.config import (
 
 from dmd_api.crd import GROUP, PLURAL, VERSION
 from dmd_api.errors import BadInputError, DMDError, InfrastructureError
+from dmdctl.cluster.target import Target
 
 UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
 """Raised by the client where no answer came, or only a part of one."""
@@ -44,12 +45,12 @@ class Cluster:
     Attributes:
         api: the client.
         namespace: the command's, else the context's, else `default`.
-        context: the command's, None for the kubeconfig's own.
+        target: what the command was told.
     """
 
     api: ApiClient
     namespace: str
-    context: str | None = None
+    target: Target = field(default_factory=Target)
 
     async def sign_in_again(self) -> None:
         """Reads the kubeconfig again: tokens that a program hands out last for minutes.
@@ -57,7 +58,7 @@ class Cluster:
         Raises:
             BadInputError: it cannot be used any more.
         """
-        await _load(self.api.configuration, self.context)
+        await _load(self.api.configuration, self.target)
 
     def in_words(self, error: Exception) -> DMDError:
         """Words for the user about `error`, an `ApiException` or one of `UNREACHABLE`."""
@@ -84,18 +85,17 @@ class Cluster:
 
 
 @asynccontextmanager
-async def connect(context: str | None, namespace: str | None) -> AsyncIterator[Cluster]:
+async def connect(target: Target) -> AsyncIterator[Cluster]:
     """The cluster of a kubeconfig's context, or the one that this pod is in.
 
     Args:
-        context: a context's name; None: the current one.
-        namespace: None: the context's.
+        target: what the command was told.
 
     Raises:
         BadInputError: there is no kubeconfig, or it cannot be used; or an answer is nested too deeply to be read.
     """
     configuration = Configuration()
-    own = await _load(configuration, context)
+    own = await _load(configuration, target)
     configuration.connection_pool_maxsize = CONNECTIONS
     try:
         api = ApiClient(configuration)
@@ -103,7 +103,7 @@ async def connect(context: str | None, namespace: str | None) -> AsyncIterator[C
         raise BadInputError(f"the kubeconfig's certificates cannot be used ({error}); sign in again") from error
     async with api:
         try:
-            yield Cluster(api, namespace or own or "default", context)
+            yield Cluster(api, target.namespace or own or "default", target)
         except RecursionError as error:
             # Of what the API server keeps, an owner of objects may nest parts as deeply as they like.
             raise BadInputError(
@@ -152,25 +152,40 @@ def message_of(error: ApiException) -> str:
         return f"{error.status} {error.reason}".strip()
 
 
-async def _load(configuration: Configuration, context: str | None) -> str | None:
+async def _load(configuration: Configuration, target: Target) -> str | None:
     """Fills `configuration`; the namespace that belongs to it, where one does."""
-    files = [path for path in KUBE_CONFIG_DEFAULT_LOCATION.split(os.pathsep) if path]
-    if not any(Path(path).expanduser().exists() for path in files):
-        if context is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+    files = _files(target)
+    if not any(map(os.path.exists, files)):
+        if target.kubeconfig is not None:
+            raise BadInputError(
+                f"--kubeconfig {target.kubeconfig}: no such file; name one kubeconfig (KUBECONFIG takes several)"
+            )
+        if target.context is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
             return _load_own_pod(configuration)
         raise BadInputError(f"no kubeconfig: {', '.join(files)} is not there; set KUBECONFIG to one")
     try:
         loader = await load_kube_config(  # type: ignore[no-untyped-call]
-            context=context, client_configuration=configuration, persist_config=False
+            os.pathsep.join(files), target.context, client_configuration=configuration, persist_config=False
         )
         namespace = (loader.current_context.get("context") or {}).get("namespace")
     except _BROKEN as error:
-        if context is not None and context not in (names := _contexts()):
+        if isinstance(error, OSError) and error.filename in files:
+            raise BadInputError(f"{error.filename}: cannot be read ({error.strerror}); name a kubeconfig") from error
+        if target.context is not None and target.context not in (names := _contexts(files)):
             there = f"there is {', '.join(names)}" if names else "it has none"
-            raise BadInputError(f"--context {context}: no such context in {', '.join(files)}; {there}") from error
+            raise BadInputError(
+                f"--context {target.context}: no such context in {', '.join(files)}; {there}"
+            ) from error
         said = " ".join(str(error).split())
         raise BadInputError(f"{', '.join(files)}: cannot be used as a kubeconfig ({said}); check it") from error
     return str(namespace) if namespace else None
+
+
+def _files(target: Target) -> list[str]:
+    """The kubeconfigs, whether they are there or not."""
+    if target.kubeconfig is not None:
+        return [str(target.kubeconfig.expanduser())]
+    return [os.path.expanduser(path) for path in KUBE_CONFIG_DEFAULT_LOCATION.split(os.pathsep) if path]
 
 
 def _load_own_pod(configuration: Configuration) -> str | None:
@@ -182,9 +197,9 @@ def _load_own_pod(configuration: Configuration) -> str | None:
     return namespace.read_text().strip() if namespace.exists() else None
 
 
-def _contexts() -> list[str]:
+def _contexts(files: list[str]) -> list[str]:
     try:
-        contexts, _ = list_kube_config_contexts()  # type: ignore[no-untyped-call]
+        contexts, _ = list_kube_config_contexts(os.pathsep.join(files))  # type: ignore[no-untyped-call]
         return sorted(str(context["name"]) for context in contexts)
     except _BROKEN:
         return []

@@ -12,13 +12,14 @@ from kubernetes.aio.client import ApiException
 from dmd_api.crd import GROUP, PLURAL, VERSION
 from dmd_api.text import neutral
 from dmdctl.cluster.cluster import REQUEST_SECONDS, UNREACHABLE, Cluster, connect, find
+from dmdctl.cluster.target import Target
 from dmdctl.console import Console
 
 AS_TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 """Asks the API server for the columns that it gives kubectl (the CRD's `additionalPrinterColumns`)."""
 
 
-def list_runs(namespace: str | None, context: str | None, *, everywhere: bool) -> None:
+def list_runs(target: Target, *, everywhere: bool) -> None:
     """Prints the runs, a line each.
 
     Raises:
@@ -26,31 +27,31 @@ def list_runs(namespace: str | None, context: str | None, *, everywhere: bool) -
         InfrastructureError: the API server does not answer.
     """
     console = Console()
-    for line in asyncio.run(_list(namespace, context, everywhere=everywhere)):
+    for line in asyncio.run(_list(target, everywhere=everywhere)):
         console.print_line(line)
 
 
-def get_run(name: str, form: Literal["yaml", "json"], namespace: str | None, context: str | None) -> None:
+def get_run(name: str, form: Literal["yaml", "json"], target: Target) -> None:
     """Prints a run's resource, status included, without what only the API server needs.
 
     Raises:
         BadInputError: there is no such run, or the cluster cannot be used.
         InfrastructureError: the API server does not answer.
     """
-    resource = asyncio.run(_get(name, namespace, context))
+    resource = asyncio.run(_get(name, target))
     resource["metadata"].pop("managedFields", None)
     # For other programs, as it is: JSON escapes what steers a terminal, and so does YAML.
     text = json.dumps(resource, indent=2) if form == "json" else yaml.safe_dump(resource, sort_keys=False)
     typer.echo(text.rstrip())
 
 
-async def _get(name: str, namespace: str | None, context: str | None) -> dict[str, Any]:
-    async with connect(context, namespace) as cluster:
+async def _get(name: str, target: Target) -> dict[str, Any]:
+    async with connect(target) as cluster:
         return await find(cluster, name)
 
 
-async def _list(namespace: str | None, context: str | None, *, everywhere: bool) -> list[str]:
-    async with connect(context, namespace) as cluster:
+async def _list(target: Target, *, everywhere: bool) -> list[str]:
+    async with connect(target) as cluster:
         try:
             found = await _table(cluster, everywhere=everywhere)
         except (ApiException, *UNREACHABLE) as error:

@@ -21,6 +21,7 @@ from dmdctl.cluster.log_lines import Line, Worker, format_line, in_order, latest
 from dmdctl.cluster.merging import Merge
 from dmdctl.cluster.pod_logs import follow_log, read_log
 from dmdctl.cluster.run_view import read_status
+from dmdctl.cluster.target import Target
 from dmdctl.console import Console
 
 BATCH_SECONDS = 0.2
@@ -57,7 +58,7 @@ class Wanted:
         return ended and self.stage in {None, status.stage}
 
 
-def print_logs(name: str, wanted: Wanted, namespace: str | None, context: str | None) -> ExitCode:
+def print_logs(name: str, wanted: Wanted, target: Target) -> ExitCode:
     """Prints the logs.
 
     Raises:
@@ -65,16 +66,16 @@ def print_logs(name: str, wanted: Wanted, namespace: str | None, context: str | 
         InfrastructureError: the API server does not answer.
     """
     try:
-        asyncio.run(_print(name, wanted, namespace, context))
+        asyncio.run(_print(name, wanted, target))
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return ExitCode.DONE
 
 
-async def _print(name: str, wanted: Wanted, namespace: str | None, context: str | None) -> None:
+async def _print(name: str, wanted: Wanted, target: Target) -> None:
     console = Console()
     out = _Printer(console.file, console.is_terminal and not console.no_color)
-    async with connect(context, namespace) as cluster:
+    async with connect(target) as cluster:
         resource = await find(cluster, name)
         workers = await _workers(cluster, name)
         chosen = latest(workers, wanted.stage, wanted.attempt)

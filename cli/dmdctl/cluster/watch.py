@@ -12,6 +12,7 @@ from dmdctl.cluster.cluster import Cluster, connect, find
 from dmdctl.cluster.following import Objects, Outage, snapshots
 from dmdctl.cluster.merging import Merge
 from dmdctl.cluster.run_view import RunView, exit_code, summary
+from dmdctl.cluster.target import Target
 from dmdctl.console import Console, one_line, warning
 from dmdctl.display import make_display
 from dmdctl.json_lines import JsonLines
@@ -20,7 +21,7 @@ from dmdctl.waiting import waiting
 EVENTS = ("events.k8s.io", "v1")
 
 
-def watch_run(name: str, namespace: str | None, context: str | None, *, as_json: bool = False) -> ExitCode:
+def watch_run(name: str, target: Target, *, as_json: bool = False) -> ExitCode:
     """Shows the run until it is over, as JSON lines if wished; what it ended with.
 
     Raises:
@@ -29,16 +30,14 @@ def watch_run(name: str, namespace: str | None, context: str | None, *, as_json:
     """
     console = Console(stderr=as_json)
     try:
-        return asyncio.run(_watch(name, namespace, context, console, JsonLines() if as_json else None))
+        return asyncio.run(_watch(name, target, console, JsonLines() if as_json else None))
     except KeyboardInterrupt:
         console.print_line(f"the run goes on by itself; dmdctl watch {name} shows it again")
         return ExitCode.INTERRUPTED
 
 
-async def _watch(
-    name: str, namespace: str | None, context: str | None, console: Console, lines: JsonLines | None
-) -> ExitCode:
-    async with connect(context, namespace) as cluster:
+async def _watch(name: str, target: Target, console: Console, lines: JsonLines | None) -> ExitCode:
+    async with connect(target) as cluster:
         with waiting(console, "asking the API server"):
             resource = await find(cluster, name)
         with lines or make_display(console, estimate=False) as display:
