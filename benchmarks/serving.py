@@ -21,9 +21,9 @@ from dmd_trainer.publishing.export import export_pipeline
 from dmd_trainer.publishing.model_card import CardFacts
 from dmd_trainer.runtime.fetch import ASSETS
 from dmdctl.model.generator import Generator, find_generator
-from dmdctl.quiet import quiet_libraries
 from dmdctl.serving.app import Server, make_app
 from dmdctl.serving.samplers import GeneratorSampler
+from dmdctl.verbosity import quiet_libraries
 
 ROUNDS, KEYSTROKES = 40, 60
 TIMES, MORE_MS = 1.2, 30

@@ -8,6 +8,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from dmd_api.text import neutral
+from dmdctl.verbosity import is_quiet
 
 Part = str | tuple[str, str]
 """Text, or text and its style."""
@@ -16,8 +17,20 @@ Part = str | tuple[str, str]
 class Console(RichConsole):
     """rich's console without markup in text, and with control characters replaced in whatever it prints."""
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(markup=False, emoji=False, highlight=False, stderr=stderr)
+    def __init__(self, *, stderr: bool = False, silent: bool = False) -> None:
+        # What is silent is no terminal either: bars on one take over standard output and error.
+        super().__init__(
+            markup=False,
+            emoji=False,
+            highlight=False,
+            stderr=stderr,
+            quiet=silent,
+            force_terminal=False if silent else None,
+        )
+
+    def aside(self) -> "Console":
+        """The console for what is neither result nor error: this one, or with --quiet one that writes nothing."""
+        return Console(silent=True) if is_quiet() else self
 
     def print_line(self, *parts: Part, style: str = "") -> None:
         """Prints one line, which is not wrapped: line breaks in it become spaces."""

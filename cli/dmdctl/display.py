@@ -3,6 +3,7 @@
 What takes long is shown with the time that it has taken so far, also while nobody reports anything.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -60,12 +61,13 @@ class Display(Protocol):
 
 
 def make_display(console: Console, *, estimate: bool = True) -> Display:
-    """Bars on a terminal, lines elsewhere.
+    """Bars on a terminal, lines elsewhere, nothing with --quiet.
 
     Args:
         console: where to.
         estimate: where a stage says no ETA, bars take one from the time that it has had; wrong for one that pauses.
     """
+    console = console.aside()
     return BarDisplay(console, estimate=estimate) if console.is_terminal else LineDisplay(console)
 
 
@@ -150,6 +152,7 @@ class BarDisplay:
             _Note(),
             console=console,
             transient=False,
+            redirect_stderr=sys.stderr.isatty(),  # logs that go to a file stay there
         )
         self._task: TaskID | None = None
         self._latest: _Latest | None = None

@@ -49,12 +49,13 @@ def show_written(file: Path) -> None:
     console = Console()
     name = shlex.quote(str(file))
     console.print_line("wrote ", (str(file), "bold"))
+    hints = console.aside()
     for command, what in (
         (f"dmdctl plan {name}", "shows what it takes"),
         (f"dmdctl run {name}", "runs it on this machine"),
         (f"dmdctl run {name} --shrink", "rehearses it in minutes"),
     ):
-        console.print_line(f"  {command:<{len(name) + 22}}{what}")
+        hints.print_line(f"  {command:<{len(name) + 22}}{what}")
 
 
 def show_examples() -> None:

@@ -12,6 +12,7 @@ from dmd_api.errors import BadInputError, DMDError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.stages import Stage
 from dmdctl.cluster.target import Target
+from dmdctl.verbosity import choose
 
 app = typer.Typer(
     help="Turn a diffusion model into a one-step generator with Distribution Matching Distillation.",
@@ -56,6 +57,20 @@ OutputOption = Annotated[
 ]
 
 
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result and errors alone.")]
+VerboseOption = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        metavar="",
+        show_default=False,
+        help="Show logs and libraries' warnings too, on standard error; -vv: in detail.",
+    ),
+]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"dmdctl {__version__}")
@@ -67,8 +82,10 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
 ) -> None:
-    pass
+    choose(quiet=quiet, verbose=verbose)
 
 
 @app.command()
@@ -121,6 +138,8 @@ def run(
         ),
     ] = False,
     output: OutputOption = "text",
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
 ) -> None:
     """Run the whole distillation on this machine: preflight, pairs, training, evaluation, registration.
 
@@ -131,6 +150,8 @@ def run(
 
     Example: `dmdctl run examples/distill-digits.yaml`
     """
+    if quiet or verbose:
+        choose(quiet=quiet, verbose=verbose)
     _need_trainer("run")
     from dmdctl.local.run import run_manifest
 
@@ -178,6 +199,8 @@ def watch(
     namespace: NamespaceOption = None,
     context: ContextOption = None,
     kubeconfig: KubeconfigOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
 ) -> None:
     """Show a run in a cluster as it goes, until it is over; Ctrl-C leaves the run alone.
 
@@ -185,6 +208,8 @@ def watch(
 
     Example: `dmdctl watch distill-sd15 -n research`
     """
+    if quiet or verbose:
+        choose(quiet=quiet, verbose=verbose)
     _need("watch", ("kubernetes", "aiohttp"), "operator")
     from dmdctl.cluster.watch import watch_run
 

@@ -1,5 +1,6 @@
 """Shows what a command is doing before it has a run to show."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,13 +16,16 @@ from dmdctl.display import LASTING_SECONDS, REMINDER_SECONDS, duration
 def waiting(console: Console, activity: str) -> Iterator[None]:
     """Shows an activity while the block lasts: with a clock on a terminal, elsewhere in a line now and then.
 
+    With --quiet nothing is shown.
+
     Args:
         console: where to.
         activity: what the block does, in a few words of ours.
     """
+    console = console.aside()
     if console.is_terminal:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True) as bars:
+        with Progress(*columns, console=console, transient=True, redirect_stderr=sys.stderr.isatty()) as bars:
             bars.add_task(activity, total=None)
             yield
         return

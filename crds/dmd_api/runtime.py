@@ -41,6 +41,8 @@ SHUTDOWN_TIMEOUT = "DMD_SHUTDOWN_TIMEOUT"
 """Seconds that workers get between SIGTERM and SIGKILL, enough for a checkpoint. Default: 120."""
 END_WITH_PARENT = "DMD_END_WITH_PARENT"
 """`1`: a stage is sent SIGTERM by the kernel when the process that started it dies (Linux), as `dmdctl run` wants."""
+DEBUG = "DMD_DEBUG"
+"""`1`: the trainer logs what it does in detail, as `dmdctl run -vv` wants."""
 
 COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 """A pod's number, which Kubernetes sets in the pods of an Indexed Job alone."""

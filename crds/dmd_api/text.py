@@ -1,5 +1,6 @@
 """Text of others as it is shown: nothing in it steers a terminal, a status or a Markdown page"""
 
+import logging
 import re
 import unicodedata
 
@@ -30,3 +31,11 @@ def neutral(text: str, line_break: str = " ") -> str:
 def markdown(text: str) -> str:
     """Text within a line of Markdown, where it means itself: no emphasis, link, picture, HTML, table or code."""
     return _MARKUP.sub(r"\\\1", neutral(text))
+
+
+class LogFormatter(logging.Formatter):
+    """Logs end in terminals, and quote what libraries say of others' files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record, on as many lines as it has, and neutral."""
+        return neutral(super().format(record), "\n")

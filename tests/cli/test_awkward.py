@@ -15,7 +15,7 @@ from dmd_api.stages import Stage
 from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay
 from dmd_trainer.runtime.storage import FileStorage
 from dmdctl.cluster.log_lines import Line, Worker, format_line
-from dmdctl.cluster.run_view import RunView, summary
+from dmdctl.cluster.run_view import RunView, next_command, summary
 from dmdctl.console import Console, warning
 from dmdctl.display import make_display
 from dmdctl.local.local_runner import Interrupts, LocalRun
@@ -112,6 +112,8 @@ def test_a_watched_run(lines: Screen, text: str) -> None:
         assert view.status is not None
         for line in summary(ended, view.status):
             lines.console.print(line, soft_wrap=True)
+        if (command := next_command(ended, view.status)) is not None:
+            lines.console.print(command, soft_wrap=True)
     shown = lines.text()
     assert steers(shown) == []
     assert "\ngate passed" not in shown

@@ -29,7 +29,7 @@ PLACES = {
 }
 ELSEWHERE = {
     "crds/dmd_api/apps.py": "torchx-nightly",  # of the launchers alone, and both extras have it
-    "cli/dmdctl/quiet.py": "trainer",
+    "cli/dmdctl/verbosity.py": "trainer",
 }
 NOT_IMPORTED = {"psutil"}
 """What another library needs and does not declare."""

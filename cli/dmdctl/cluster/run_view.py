@@ -209,8 +209,8 @@ def exit_code(status: RunStatus) -> ExitCode:
 
 def summary(resource: Mapping[str, Any], status: RunStatus) -> list[Text]:
     """The last lines on a run that is over: how it ended, the model's version, the MLflow run."""
-    metadata, spec = resource["metadata"], resource["spec"]
-    uri = masked(str(_at(spec, "tracking", "uri") or _at(status.resolved or {}, "tracking", "uri") or ""))
+    metadata = resource["metadata"]
+    model, alias, uri = _registered(resource, status)
     run = f"{status.mlflow_run} at {uri}" if status.mlflow_run and uri else status.mlflow_run
     run = f"MLflow run {masked(status.mlflow_run_url) if status.mlflow_run_url else run}" if status.mlflow_run else ""
     code = exit_code(status)
@@ -221,8 +221,6 @@ def summary(resource: Mapping[str, Any], status: RunStatus) -> list[Text]:
         cause = neutral(f" {failed.reason}: {failed.message}", "\n  ")  # the end of a log may be several lines
         lines = [Text.assemble(("failed:", "red"), cause), one_line(run), one_line(f"logs: {logs}")]
         return [line for line in lines if line]
-    model = str(_at(spec, "tracking", "registeredModel") or metadata["name"])
-    alias = _at(spec, "tracking", "alias") or "champion"
     version = f"version {status.model_version} of {model}" if status.model_version else model
     if code == ExitCode.GATES_FAILED:
         gates = status.condition("GatesPassed")
@@ -232,9 +230,26 @@ def summary(resource: Mapping[str, Any], status: RunStatus) -> list[Text]:
             one_line(", ".join(part for part in (f"{version}, without the alias {alias}", run) if part)),
         ]
     done = ", ".join(part for part in (f"{version}, alias {alias}", run) if part)
+    return [one_line(("complete:", "green"), f" {done}")]
+
+
+def next_command(resource: Mapping[str, Any], status: RunStatus) -> Text | None:
+    """A line with the command to go on with after a run that is complete."""
+    if exit_code(status) != ExitCode.DONE:
+        return None
+    model, alias, uri = _registered(resource, status)
     tracking = ("--tracking", uri) if uri else ()
-    sample = shlex.join(("dmdctl", "sample", f"models:/{model}@{alias}", "--out", "grid.png", *tracking))
-    return [one_line(("complete:", "green"), f" {done}"), one_line(f"sample: {sample}")]
+    return one_line(
+        f"sample: {shlex.join(('dmdctl', 'sample', f'models:/{model}@{alias}', '--out', 'grid.png', *tracking))}"
+    )
+
+
+def _registered(resource: Mapping[str, Any], status: RunStatus) -> tuple[str, str, str]:
+    """The registered model, its alias, and the tracking server, or nothing."""
+    metadata, spec = resource["metadata"], resource["spec"]
+    uri = masked(str(_at(spec, "tracking", "uri") or _at(status.resolved or {}, "tracking", "uri") or ""))
+    model = str(_at(spec, "tracking", "registeredModel") or metadata["name"])
+    return model, str(_at(spec, "tracking", "alias") or "champion"), uri
 
 
 def _activity(status: RunStatus, now: datetime) -> str:

@@ -11,7 +11,7 @@ from dmd_api.exit_codes import ExitCode
 from dmdctl.cluster.cluster import Cluster, connect, find
 from dmdctl.cluster.following import Objects, Outage, snapshots
 from dmdctl.cluster.merging import Merge
-from dmdctl.cluster.run_view import RunView, exit_code, summary
+from dmdctl.cluster.run_view import RunView, exit_code, next_command, summary
 from dmdctl.cluster.target import Target
 from dmdctl.console import Console, one_line, warning
 from dmdctl.display import make_display
@@ -32,7 +32,7 @@ def watch_run(name: str, target: Target, *, as_json: bool = False) -> ExitCode:
     try:
         return asyncio.run(_watch(name, target, console, JsonLines() if as_json else None))
     except KeyboardInterrupt:
-        console.print_line(f"the run goes on by itself; dmdctl watch {name} shows it again")
+        console.aside().print_line(f"the run goes on by itself; dmdctl watch {name} shows it again")
         return ExitCode.INTERRUPTED
 
 
@@ -73,6 +73,8 @@ async def _watch(name: str, target: Target, console: Console, lines: JsonLines |
         return exit_code(view.status)
     for line in summary(resource, view.status):
         console.print(line, soft_wrap=True)
+    if (command := next_command(resource, view.status)) is not None:
+        console.aside().print(command, soft_wrap=True)
     return exit_code(view.status)
 
 

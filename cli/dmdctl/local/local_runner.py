@@ -24,6 +24,8 @@ from dmd_api.manifest import DMDDistillation
 from dmd_api.parsing import parse_model
 from dmd_api.runtime import Progress, StageError, StageResult
 from dmd_api.stages import SHUTDOWN_SECONDS, Stage
+from dmdctl.local.stage_logs import StageLogs
+from dmdctl.verbosity import is_debugging, is_verbose, show_log_line
 
 POLL_SECONDS = 0.25
 IMPORTING = "importing PyTorch"
@@ -113,6 +115,7 @@ class LocalRun:
         )
         latest = Progress(stage=stage, attempt=attempt, activity=IMPORTING)
         show(latest)
+        logs = StageLogs(folder / "output")
         app_id = scheduler.schedule(scheduler.submit_dryrun(app, Opts(log_dir=str(folder / "output"))))
         try:
             stopped_at: float | None = None
@@ -129,12 +132,14 @@ class LocalRun:
                     progress = latest.model_copy(update={"activity": STOPPING, "unchanged_seconds": since})
                 if progress is not None:
                     show(progress)
+                _show_logs(logs)
                 time.sleep(POLL_SECONDS)
         finally:
             scheduler.describe(app_id)
             for process in scheduler.processes:
                 _kill_group(process)
             scheduler.close()
+            _show_logs(logs, over=True)
         return self._result(stage, folder, [process.returncode for process in scheduler.processes])
 
     def _environment(self, termination: str) -> dict[str, str]:
@@ -148,6 +153,7 @@ class LocalRun:
             # One core for each thread: threads that wait for a core cost more than they compute.
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share)),
             "PYTHONUNBUFFERED": "1",
+            **({runtime.DEBUG: "1"} if is_debugging() else {}),
         }
 
     def _result(self, stage: Stage, folder: Path, codes: list[int]) -> StageResult:
@@ -187,6 +193,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _show_logs(logs: StageLogs, *, over: bool = False) -> None:
+    if is_verbose():
+        for line in logs.news(over=over):
+            show_log_line(line)
 
 
 def _signal(processes: list[Any], signum: signal.Signals) -> None:

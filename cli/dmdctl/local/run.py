@@ -82,7 +82,7 @@ def run_manifest(
         return code
     show_summary(console, report, place, manifest)
     if shrunken:
-        console.print()
+        console.aside().print()
         console.print_line(
             "a rehearsal: of a random teacher and a few updates, the figures say nothing", style="yellow"
         )
@@ -202,7 +202,7 @@ def _explain(console: Console, run: LocalRun, outcome: StageResult) -> ExitCode:
     colour = "yellow" if outcome.error.exit_code == ExitCode.INTERRUPTED else "red"
     console.print_line((f"{outcome.stage}:", colour), " ", outcome.error.message)
     if outcome.error.exit_code == ExitCode.INTERRUPTED:
-        console.print_line("the same command goes on from there")
+        console.aside().print_line("the same command goes on from there")
     elif attempts:
         console.print_line(f"logs: {attempts[-1]}")
     return ExitCode(outcome.error.exit_code)

@@ -11,7 +11,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import DMDDistillation
 from dmd_api.uris import parse_uri
-from dmdctl.quiet import quiet_libraries
+from dmdctl.verbosity import quiet_libraries
 
 UPDATES, EVERY = 2, 1
 FAKE_SCORE_UPDATES = 2

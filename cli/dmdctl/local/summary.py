@@ -33,7 +33,7 @@ def show_summary(console: Console, report: Report, place: Storage, manifest: DMD
     table.add_row("network evaluations", f"{nfe.teacher:.0f}", f"{nfe.generator:.0f}", f"{nfe.generator:.0f}")
     generator = f"{1000 * seconds.generator:.3f}"
     table.add_row(one_line(f"ms an image ({report.device})"), f"{1000 * seconds.teacher:.3f}", generator, generator)
-    console.print()
+    console.aside().print()
     console.print(table)
     ratio, speed = report.fid.generator / report.fid.teacher, seconds.teacher / seconds.generator
     console.print_line(f"FID {ratio:.2f} times the teacher's, {speed:.0f} times faster")
@@ -61,6 +61,7 @@ def show_summary(console: Console, report: Report, place: Storage, manifest: DMD
         lines.insert(2, ("hub", report.published))
     if uri and uri.startswith("sqlite:"):
         lines.insert(2, ("metrics", f"{mlflow} ui --backend-store-uri {tracking}"))
-    console.print()
+    hints = console.aside()
+    hints.print()
     for label, value in lines:
-        console.print_line((f"{label:<8}", "bold"), f" {value.removeprefix('file://')}")
+        hints.print_line((f"{label:<8}", "bold"), f" {value.removeprefix('file://')}")

@@ -13,11 +13,11 @@ def convert_edm_checkpoint(source: Path, out: Path) -> None:
         BadInputError: it is none, or `out` has something in it.
     """
     console = Console()
-    with console.status("converting"):
+    with console.aside().status("converting"):
         made = convert_edm(source, out)
     labels = "unconditional" if made.classes is None else f"{made.classes} classes"
     console.print_line(
         f"{out}: {made.network}, {'x'.join(map(str, made.sample_shape))}, {labels}, "
         f"{made.parameters / 1e6:.1f} million parameters; licence {LICENCE}"
     )
-    console.print_line(f"In a manifest: spec.teacher.uri: {out.absolute().as_uri()}")
+    console.aside().print_line(f"In a manifest: spec.teacher.uri: {out.absolute().as_uri()}")

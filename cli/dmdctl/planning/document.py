@@ -20,7 +20,7 @@ from dmd_trainer.planning.teacher import architecture_of
 from dmd_trainer.planning.work import Work, count_work
 from dmdctl.manifest_file import read_manifest
 from dmdctl.planning.gpu_plan import GIGABYTE
-from dmdctl.quiet import quiet_warnings
+from dmdctl.verbosity import quiet_warnings
 
 
 def print_plan(file: Path, gpu: str, gpu_memory: int) -> None:

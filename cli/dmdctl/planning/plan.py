@@ -18,7 +18,7 @@ from dmdctl.console import Console
 from dmdctl.display import duration
 from dmdctl.manifest_file import read_manifest
 from dmdctl.planning.gpu_plan import show_gpu_plan
-from dmdctl.quiet import quiet_libraries, quiet_warnings
+from dmdctl.verbosity import quiet_libraries, quiet_warnings
 
 if TYPE_CHECKING:
     from dmd_trainer.diffusion.denoiser import Condition
@@ -97,7 +97,7 @@ def _probe_teacher(manifest: DMDDistillation) -> Probe:
     from dmd_trainer.runtime.fetch import local_path
 
     quiet_libraries()
-    with tempfile.TemporaryDirectory() as scratch, Console().status("timing the teacher"):
+    with tempfile.TemporaryDirectory() as scratch, Console().aside().status("timing the teacher"):
         folder = local_path(manifest.spec.teacher.uri, Path(scratch))
         teacher, architecture = load_teacher(folder), read_architecture(folder)
         batch = min(64, manifest.spec.training.batch_size // manifest.world_size)

@@ -17,11 +17,11 @@ from dmd_api.uris import masked, parse_uri
 from dmd_trainer.runtime.fetch import local_path
 from dmdctl.console import Console
 from dmdctl.model.generator import Generator, manifest_of
-from dmdctl.quiet import quiet_libraries
 from dmdctl.serving.app import Limits, Server, make_app
 from dmdctl.serving.following import load
 from dmdctl.serving.guard import LOOPBACK
 from dmdctl.serving.samplers import TeacherSampler, TeacherSettings
+from dmdctl.verbosity import is_quiet, quiet_libraries
 
 TOKEN = "DMDCTL_SERVE_TOKEN"  # noqa: S105 - the variable's name
 SHORTEST_TOKEN = 16
@@ -59,14 +59,14 @@ def serve_model(model: str, options: Options) -> None:
     listening = _listen(options.host, options.port)
     quiet_libraries()
     console = Console()
-    with console.status("loading the model"):
+    with console.aside().status("loading the model"):
         sampler = load(model, options.tracking)
         teacher = _teacher(sampler.generator, options)
     server = Server(
         sampler, teacher, Limits(options.batch_size, options.queue), options.tracking, follow_seconds=options.follow
     )
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    logging.getLogger("dmdctl.serve").setLevel(logging.INFO)
+    logging.getLogger("dmdctl.serve").setLevel(logging.WARNING if is_quiet() else logging.INFO)
     local = options.host in LOOPBACK and token is None
     app = make_app(server, token, hosts=LOOPBACK if local else None)
     address, port = listening.getsockname()[:2]

@@ -14,10 +14,10 @@ import uvicorn
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.publishing.export import CardFacts, export_pipeline
 from dmdctl.model.generator import Generator, find_generator
-from dmdctl.quiet import quiet_libraries
 from dmdctl.serving.app import Limits, Server, make_app
 from dmdctl.serving.samplers import GeneratorSampler
 from dmdctl.serving.wanted import Task
+from dmdctl.verbosity import quiet_libraries
 from tests.operator.live import eventually
 from tests.trainer.text_teachers import make_sd
 

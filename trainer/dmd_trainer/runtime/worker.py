@@ -17,7 +17,7 @@ from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import parse_manifest
 from dmd_api.runtime import StageError, StageResult
 from dmd_api.stages import Stage
-from dmd_api.text import neutral
+from dmd_api.text import LogFormatter
 from dmd_trainer.distributed.collectives import local_rank, start_process_group
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.finished import read_result, write_result
@@ -35,8 +35,10 @@ def main() -> ExitCode:
     # Whatever a library asks of torch.load: weights come from elsewhere, and no pickle of theirs is run.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     log = logging.StreamHandler()
-    log.setFormatter(_LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[log])
+    if os.environ.get(runtime.DEBUG) == "1":
+        logging.getLogger("dmd_trainer").setLevel(logging.DEBUG)
     end_with_parent()
     rank = _rank(stage)
     result = StageResult(stage=stage)
@@ -108,13 +110,6 @@ def _run(stage: Stage, rank: int) -> dict[str, Any]:
     if stage.collective and rank == 0:
         write_result(context.storage, StageResult(stage=stage, result=result))
     return result
-
-
-class _LogFormatter(logging.Formatter):
-    """Logs end in terminals, and quote what libraries say of others' files."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return neutral(super().format(record), "\n")
 
 
 def _json(text: str) -> object:
