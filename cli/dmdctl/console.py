@@ -1,6 +1,8 @@
 """The terminal: what is printed means itself, whoever wrote it; styles are given beside it and never within"""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console as RichConsole  # noqa: TID251 - its one user
 from rich.console import ConsoleOptions, RenderableType
@@ -26,11 +28,22 @@ class Console(RichConsole):
             stderr=stderr,
             quiet=silent,
             force_terminal=False if silent else None,
+            force_interactive=False if silent else None,
         )
+        if "TTY_INTERACTIVE" not in os.environ:
+            # FORCE_COLOR asks for colours in a log, and not for bars that are drawn again and again.
+            self.is_interactive = self.is_interactive and self.file.isatty()
 
     def aside(self) -> "Console":
         """The console for what is neither result nor error: this one, or with --quiet one that writes nothing."""
         return Console(silent=True) if is_quiet() else self
+
+    @contextmanager
+    def spinner(self, activity: str) -> Iterator[None]:
+        """Shows an activity while the block lasts, where something that moves can be shown."""
+        console = self.aside()
+        with console.status(activity) if console.is_interactive else nullcontext():
+            yield
 
     def print_line(self, *parts: Part, style: str = "") -> None:
         """Prints one line, which is not wrapped: line breaks in it become spaces."""

@@ -68,7 +68,7 @@ def make_display(console: Console, *, estimate: bool = True) -> Display:
         estimate: where a stage says no ETA, bars take one from the time that it has had; wrong for one that pauses.
     """
     console = console.aside()
-    return BarDisplay(console, estimate=estimate) if console.is_terminal else LineDisplay(console)
+    return BarDisplay(console, estimate=estimate) if console.is_interactive else LineDisplay(console)
 
 
 def describe(progress: Progress) -> str:

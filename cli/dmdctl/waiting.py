@@ -23,7 +23,7 @@ def waiting(console: Console, activity: str) -> Iterator[None]:
         activity: what the block does, in a few words of ours.
     """
     console = console.aside()
-    if console.is_terminal:
+    if console.is_interactive:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True, redirect_stderr=sys.stderr.isatty()) as bars:
             bars.add_task(activity, total=None)

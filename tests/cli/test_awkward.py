@@ -55,6 +55,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Screen:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     return Screen()
 

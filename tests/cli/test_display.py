@@ -105,6 +105,7 @@ def test_lines_come_by_themselves(lines: Lines) -> None:
 
 def test_a_bar_counts_the_seconds_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     console = Console()
     console.file = file = io.StringIO()

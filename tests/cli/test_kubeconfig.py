@@ -15,6 +15,10 @@ from dmd_api.exit_codes import ExitCode
 from tests.cli.test_watch import once
 
 RUN = {"metadata": {"name": "mine", "namespace": "team"}, "spec": {}}
+TABLE = {
+    "columnDefinitions": [{"name": "Name", "priority": 0}, {"name": "Phase", "priority": 0}],
+    "rows": [{"cells": ["mine", "Distilling"], "object": RUN}],
+}
 COMMANDS = (
     ("watch", "mine"),
     ("list",),
@@ -33,7 +37,8 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path.partition("?")[0])
-        body = json.dumps({"kind": "List", "items": [RUN]}).encode()
+        as_table = "as=Table" in self.headers["Accept"]
+        body = json.dumps(TABLE if as_table else {"kind": "List", "items": [RUN]}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -94,8 +94,9 @@ def test_quiet_shows_nothing_on_the_way(
     quiet: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, for rich
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
     console = Console()
-    with waiting(console, "waiting"), console.aside().status("drawing"), make_display(console) as display:
+    with waiting(console, "waiting"), console.spinner("drawing"), make_display(console) as display:
         display.start(Stage.DISTILL)
         display.say("a line")
         display.show(Progress(stage=Stage.DISTILL, step=1, total=2, messages=["a message"]))

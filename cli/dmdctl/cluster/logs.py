@@ -74,7 +74,7 @@ def print_logs(name: str, wanted: Wanted, target: Target) -> ExitCode:
 
 async def _print(name: str, wanted: Wanted, target: Target) -> None:
     console = Console()
-    out = _Printer(console.file, console.is_terminal and not console.no_color)
+    out = _Printer(console.file, console.color_system is not None and not console.no_color)
     async with connect(target) as cluster:
         resource = await find(cluster, name)
         workers = await _workers(cluster, name)

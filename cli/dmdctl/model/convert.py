@@ -13,7 +13,7 @@ def convert_edm_checkpoint(source: Path, out: Path) -> None:
         BadInputError: it is none, or `out` has something in it.
     """
     console = Console()
-    with console.aside().status("converting"):
+    with console.spinner("converting"):
         made = convert_edm(source, out)
     labels = "unconditional" if made.classes is None else f"{made.classes} classes"
     console.print_line(

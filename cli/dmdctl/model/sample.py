@@ -49,7 +49,7 @@ def sample_model(
     elif labels:
         raise BadInputError(f"--class-labels: {model} is not conditioned on classes; leave them out")
     console = Console()
-    with console.aside().status("drawing"):
+    with console.spinner("drawing"):
         images = as_tensor(loaded.draw(range(seed, seed + count), drawn_labels, drawn_prompts))
     image_grid(images, columns=len(labels) if labels and 4 <= len(labels) <= 20 else 10).save(out)
     console.print_line(f"{count} images: {out}")
@@ -73,7 +73,7 @@ def benchmark_model(model: str, batch_size: int, precision: str | None, tracking
     for column in ("images at once", "ms a batch", "of that the sampler", "images/s"):
         table.add_column(column, justify="right")
     console = Console()
-    with console.aside().status("drawing"):
+    with console.spinner("drawing"):
         for size in sorted({1, batch_size}):
             found = measure_throughput(pipeline, loaded.arguments, size)
             milliseconds = (f"{1000 * seconds:.1f}" for seconds in (found.whole, found.sampler))

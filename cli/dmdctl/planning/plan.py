@@ -97,7 +97,7 @@ def _probe_teacher(manifest: DMDDistillation) -> Probe:
     from dmd_trainer.runtime.fetch import local_path
 
     quiet_libraries()
-    with tempfile.TemporaryDirectory() as scratch, Console().aside().status("timing the teacher"):
+    with tempfile.TemporaryDirectory() as scratch, Console().spinner("timing the teacher"):
         folder = local_path(manifest.spec.teacher.uri, Path(scratch))
         teacher, architecture = load_teacher(folder), read_architecture(folder)
         batch = min(64, manifest.spec.training.batch_size // manifest.world_size)

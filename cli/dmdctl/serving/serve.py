@@ -59,7 +59,7 @@ def serve_model(model: str, options: Options) -> None:
     listening = _listen(options.host, options.port)
     quiet_libraries()
     console = Console()
-    with console.aside().status("loading the model"):
+    with console.spinner("loading the model"):
         sampler = load(model, options.tracking)
         teacher = _teacher(sampler.generator, options)
     server = Server(
