@@ -1,6 +1,7 @@
 """Tracking against a real MLflow server that comes and goes."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from dmd_api.errors import BadInputError, InterruptedRunError, TrainingDivergedE
 from dmd_api.loading import load_manifest
 from dmd_api.text import neutral
 from dmd_trainer.runtime.storage import FileStorage
-from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, mlflow_client
+from dmd_trainer.tracking.client import RUN_KEY_TAG, TrackedRun, find_or_create_run, mlflow_client
+from dmd_trainer.tracking.provenance import creator_tags
 from dmd_trainer.tracking.spool import Spool
 from dmd_trainer.tracking.tracker import UNSENT, Tracker, parameters
 from dmdctl.local.local_runner import free_port
@@ -280,3 +282,37 @@ def test_a_run_says_where_it_comes_from_and_what_it_reads_once(tmp_path: Path, d
     assert found["reference"].name == "digits"
     assert client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
     assert "builtin://digits-teacher" in tags["mlflow.note.content"]
+
+
+def test_a_run_says_who_created_it(
+    server_place: tuple[Path, int, list[Server]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, port, servers = server_place
+    servers.append(start_mlflow(folder, port))
+    client = mlflow_client(f"http://127.0.0.1:{port}")
+
+    def creator(key: str) -> tuple[str | None, str]:
+        run = client.get_run(find_or_create_run(client, TrackedRun("http://there", "tests", "run", key)))
+        return run.data.tags.get("mlflow.user"), run.info.user_id
+
+    for variable in ("MLFLOW_TRACKING_USERNAME", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LOGNAME", "ada")
+    assert creator("a laptop") == ("ada", "ada")
+    monkeypatch.setenv("LOGNAME", "grace")
+    assert creator("a laptop") == ("ada", "ada"), "others may go on with it"
+    monkeypatch.setenv("LOGNAME", "a\x1b[2Jb")
+    assert creator("awkward")[0] == neutral("a\x1b[2Jb")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert creator("a pod") == (None, "unknown"), "the user of a pod is nobody"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "team")
+    assert creator("a pod with credentials")[0] == "team"
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    assert creator("a laptop with credentials")[0] == "team", "it is whom the server knows"
+
+
+def test_a_user_without_a_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("MLFLOW_TRACKING_USERNAME", "KUBERNETES_SERVICE_HOST", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert creator_tags() == {}

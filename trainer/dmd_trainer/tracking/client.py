@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from dmd_api.errors import BadInputError, DMDError, InfrastructureError, InterruptedRunError
 from dmd_api.manifest import DMDDistillation
 from dmd_trainer.runtime.certificates import NOT_TRUSTED, is_untrusted
+from dmd_trainer.tracking.provenance import creator_tags
 
 if TYPE_CHECKING:
     import tenacity
@@ -104,7 +105,8 @@ def find_or_create_run(client: "MlflowClient", run: TrackedRun) -> str:
     runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run.key}'", max_results=1)
     if runs:
         return str(runs[0].info.run_id)
-    return str(client.create_run(experiment_id, run_name=run.name, tags={RUN_KEY_TAG: run.key}).info.run_id)
+    tags = {RUN_KEY_TAG: run.key, **creator_tags()}  # whoever goes on with the run has not created it
+    return str(client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id)
 
 
 def local_artifacts(uri: str) -> str | None:

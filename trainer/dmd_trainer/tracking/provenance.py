@@ -1,10 +1,12 @@
 """Where a run comes from, under the names that MLflow's own page looks for: source, version, image, devices, inputs."""
 
+import getpass
 import hashlib
 import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 
 from dmd_api import __version__
 from dmd_api.manifest import DMDDistillation, manifest_hash
+from dmd_api.text import neutral
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,18 @@ def provenance_tags(manifest: DMDDistillation, device: torch.device, processes: 
     if (commit := _commit()) is not None:
         tags["mlflow.source.git.commit"] = commit
     return tags
+
+
+def creator_tags() -> dict[str, str]:
+    """The tag that MLflow shows as "Created by": the server's user name, else this machine's; none in a cluster.
+
+    A trainer cannot know who created its resource, and the user of its pod is nobody.
+    """
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "").strip()
+    if not user and "KUBERNETES_SERVICE_HOST" not in os.environ:
+        with suppress(ImportError, KeyError, OSError):  # a number without a name
+            user = getpass.getuser()
+    return {"mlflow.user": neutral(user)} if user else {}
 
 
 def inputs_of(manifest: DMDDistillation, run_uri: str) -> list[Input]:
