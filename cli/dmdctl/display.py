@@ -139,10 +139,16 @@ class _Note(ProgressColumn):
 
 
 class BarDisplay:
-    """One bar a stage."""
+    """One bar a stage.
 
-    def __init__(self, console: Console, *, estimate: bool = True) -> None:
-        self._console, self._estimate = console, estimate
+    Args:
+        console: where to.
+        estimate: as for `make_display`.
+        clock: the seconds that pass.
+    """
+
+    def __init__(self, console: Console, *, estimate: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._estimate, self._clock = console, estimate, clock
         self._bars = Bars(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description:<9}"),
@@ -157,6 +163,8 @@ class BarDisplay:
         self._task: TaskID | None = None
         self._latest: _Latest | None = None
         self._started = 0.0
+        self._first: tuple[float, int] | None = None
+        """When a step was first told, and which."""
         self._messages = _Messages()
 
     def __enter__(self) -> Self:
@@ -169,24 +177,24 @@ class BarDisplay:
         self._bars.stop()
 
     def start(self, stage: Stage, ago: float = 0.0) -> None:
-        self._latest = _Latest(Progress(stage=stage, activity="" if ago else "starting"), time.monotonic)
+        self._latest = _Latest(Progress(stage=stage, activity="" if ago else "starting"), self._clock)
         if self._task is None:
             self._task = self._bars.add_task(LABELS[stage], total=None, note=self._latest, time="")
         else:  # it was shown before it began
             self._bars.update(self._task, note=self._latest)
-        self._started = time.monotonic() - ago
+        self._started = self._clock() - ago
+        self._first = None
 
     def show(self, progress: Progress) -> None:
         if self._task is None:
             self.start(progress.stage)
         assert self._task is not None
-        self._latest = _Latest(progress, time.monotonic, self._latest)
+        self._latest = _Latest(progress, self._clock, self._latest)
         for message in self._messages.news(progress.messages):
             self.say(warning(message))
         eta = progress.eta_seconds
-        elapsed = time.monotonic() - self._started
-        if eta is None and self._estimate and progress.step and progress.total:
-            eta = elapsed * (progress.total - progress.step) / progress.step
+        if eta is None and self._estimate and progress.step is not None and progress.total:
+            eta = self._estimated(progress.step, progress.total)
         self._bars.update(
             self._task,
             total=progress.total or None,
@@ -195,11 +203,19 @@ class BarDisplay:
             time=f"{duration(eta)} left" if eta is not None else "",
         )
 
+    def _estimated(self, step: int, total: int) -> float | None:
+        """Seconds that are left at the speed since a step was first told: what came before was no work of this run."""
+        now = self._clock()
+        if self._first is None or step < self._first[1]:
+            self._first = now, step
+        began, first = self._first
+        return (now - began) * (total - step) / (step - first) if step > first else None
+
     def finish(self, stage: Stage, note: str, took: float | None = None) -> None:
         if self._task is None:
             self.start(stage)
         assert self._task is not None
-        elapsed = time.monotonic() - self._started if took is None else took
+        elapsed = self._clock() - self._started if took is None else took
         task = next(task for task in self._bars.tasks if task.id == self._task)
         total = task.total or 1
         self._bars.update(

@@ -119,6 +119,33 @@ def test_a_bar_counts_the_seconds_by_itself(monkeypatch: pytest.MonkeyPatch) -> 
     assert "loading the teacher (6s)" in file.getvalue()
 
 
+def test_a_bar_s_time_that_is_left_comes_from_the_steps_that_were_seen() -> None:
+    clock = Clock()
+    console = Console()
+    console.file = written = io.StringIO()
+    console.width = 200
+    display = BarDisplay(console, clock=clock)
+
+    def left(step: int) -> str:
+        display.show(Progress(stage=Stage.PREPARE, step=step, total=1000, activity="making pairs"))
+        written.seek(0)
+        written.truncate()
+        console.print(display._bars.get_renderable())
+        (line,) = (line for line in written.getvalue().splitlines() if "making pairs" in line)
+        return line.partition("left")[0].split()[-1] if "left" in line else ""
+
+    display.start(Stage.PREPARE)
+    clock.now += 30  # importing
+    assert left(600) == ""  # an earlier attempt's
+    clock.now += 10
+    assert left(700) == "30s"
+    clock.now += 10
+    assert left(800) == "20s"
+    display.finish(Stage.PREPARE, "done")
+    display.start(Stage.DISTILL)
+    assert left(0) == ""
+
+
 @pytest.mark.parametrize(
     ("step", "seconds", "shown"),
     [
