@@ -30,7 +30,7 @@ from dmd_operator.pace import only_moved, paced
 from dmd_operator.pods import Owner, attempt_objects, pod_fields
 from dmd_operator.queue import Gone
 from dmd_operator.reading import REFUSED
-from dmd_operator.run import Run
+from dmd_operator.run import Run, Settings
 from dmd_operator.seen import Key, Seen, SeenRun, Unwritten
 from dmd_operator.settings import OperatorSettings
 from dmd_operator.stored_status import completed, read_status
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 READ_ALL_EVERY, READ_MOVING_EVERY = timedelta(minutes=3), timedelta(minutes=10)
 """Watches may lose an event, and nobody watches Services: this often everything of a run is read again.
 
-One whose step moves needs neither.
+One whose step moves needs neither; one that answers and whose step stands still may wait for its Service.
 """
 READS_AT_ONCE, SECONDS_A_READ = 20, 0.1
 """Runs that are read without anything to be done about them, as all are after a start: some, then one after another."""
@@ -76,7 +76,8 @@ class Reconciler:
     def __init__(self, cluster: Cluster, seen: Seen, settings: OperatorSettings, clock: Clock | None = None) -> None:
         self._cluster, self._seen, self._settings, self._clock = cluster, seen, settings, clock or Clock()
         self._ownership = Ownership(settings.installation, settings.take_over_seconds)
-        self._moving: set[Key] = set()
+        self._answering: set[Key] = set()
+        """The runs whose rank 0 answered when it was asked last."""
         self._reads = Allowance(READS_AT_ONCE, SECONDS_A_READ)
 
     async def look(self, key: Key, since: float) -> timedelta | None:
@@ -95,8 +96,7 @@ class Reconciler:
         try:
             seen, now = self._seen.run(key), self._clock.now()
             self._mind_the_clock(seen)
-            often = READ_MOVING_EVERY if key in self._moving else READ_ALL_EVERY
-            due = seen.read_at is None or now - seen.read_at >= often
+            due = seen.read_at is None or now - seen.read_at >= self._read_every(key, now)
             if due and seen.resource is not None and seen.resource.get("status"):
                 # Not so a new run, of which there is nothing but itself to read.
                 due = self._reads.take(time.monotonic())
@@ -156,8 +156,17 @@ class Reconciler:
     def _gone(self, key: Key) -> Gone:
         """Forgets a run that is not there any more."""
         self._seen.forget(key)
-        self._moving.discard(key)
+        self._answering.discard(key)
         return Gone()
+
+    def _read_every(self, key: Key, now: datetime) -> timedelta:
+        """How often all of a run is read while nothing is known to happen to it."""
+        moved_at, asked_every = self._seen.run(key).moved_at, self._paced().progress_every
+        moves = key in self._answering and moved_at is not None and now - moved_at < READ_ALL_EVERY + asked_every
+        return READ_MOVING_EVERY if moves else READ_ALL_EVERY
+
+    def _paced(self) -> Settings:
+        return paced(self._settings.for_decisions(), len(self._answering))
 
     async def _decide(self, key: Key, view: _View, now: datetime) -> tuple[Run | None, Decision]:
         """The run, None where the manifest cannot be used, and the decision about it."""
@@ -180,12 +189,12 @@ class Reconciler:
             return None, unusable(status, error.message, now, generation)
         jobs = with_pods(view.jobs, view.pods, now)
         resolved = completed(resolved, unreadable, manifest, jobs)
-        settings = paced(self._settings.for_decisions(), len(self._moving))
-        run = Run(manifest, resolved, jobs, now, generation=generation, settings=settings)
+        run = Run(manifest, resolved, jobs, now, generation=generation, settings=self._paced())
         if (address := _progress_address(run)) is not None:
             run = replace(run, progress=await self._cluster.progress(address))
-        (self._moving.discard if run.progress is None else self._moving.add)(key)
+        (self._answering.discard if run.progress is None else self._answering.add)(key)
         decision = decide(run)
+        self._seen.run(key).moved_at = decision.status.last_progress_time
         if unreadable:
             decision = replace(decision, events=(*decision.events, _status_reset(unreadable)))
         return run, decision

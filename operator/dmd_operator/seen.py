@@ -57,6 +57,7 @@ class SeenRun:
         gone: Jobs that had completed when they were deleted, by their names: what is done stays done.
         results: the last pod that had a result of each owner, by its uid, which outlives it.
         read_at: when all of it was last read from the API server at once.
+        moved_at: when its step was last seen to move.
         unwritten: the moving figures that are newer than the written status, None where none are.
         written_at: when the status was last written.
         clock: `Clock.set_so_far` by which the times of the status are; None before the first look.
@@ -71,6 +72,7 @@ class SeenRun:
     gone: dict[str, ObservedJob] = field(default_factory=dict)
     results: dict[str, ObservedPod] = field(default_factory=dict)
     read_at: datetime | None = None
+    moved_at: datetime | None = None
     unwritten: Unwritten | None = None
     written_at: datetime | None = None
     clock: timedelta | None = None
