@@ -176,7 +176,7 @@ def test_the_whole_way_with_a_ctrl_c_in_between(
 def test_no_process_outlives_a_command_that_is_killed(module_manifest: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(module_manifest))
     process = start(tmp_path)
-    assert f"preflight: {IMPORTING}\n" in read_until(process, r"preflight: \d/\d checks")
+    assert f"preflight: {IMPORTING}\n" in read_until(process, r"preflight: \d+/\d+ checks")
     processes = children_of(process.pid)
     assert processes
     process.kill()
