@@ -573,18 +573,6 @@ def test_a_completed_job_that_is_cleaned_up_is_not_done_again(
     assert reasons.count("AttemptCreated") == 4
 
 
-def test_a_service_that_is_deleted_comes_back(
-    api: ControlPlane, played: Played, namespace: str, tmp_path: Path
-) -> None:
-    played.ends[namespace] = lambda pod: runs_on(pod) if pod["metadata"]["labels"][STAGE] == "distill" else succeed(pod)
-    api.kubectl.apply(manifest("run", namespace))
-    with operator(api.kubeconfig, tmp_path / "first"):
-        eventually(lambda: live.exists(api.kubectl, "job", "run-distill-1", namespace), "the Job")
-    api.kubectl("delete", "service", "run-distill-1", "-n", namespace)
-    with operator(api.kubeconfig, tmp_path / "second"):  # which looks closely at first
-        eventually(lambda: live.exists(api.kubectl, "service", "run-distill-1", namespace), "the Service is back")
-
-
 @pytest.mark.parametrize("wrong", [{"stage": "training"}, {"activeSeconds": 1e300}, {"attempt": 2**63 - 1}], ids=str)
 def test_a_status_that_nobody_understands_keeps_no_wish_from_being_heard(
     api: ControlPlane, running: Operator, played: Played, namespace: str, wrong: dict[str, Any]
