@@ -105,8 +105,8 @@ def _ask(wanted: HubRepository, action: Callable[[], T], patience: float, before
             ) from error
         if status(error) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
             raise BadInputError(
-                f"{FIELD}.repo: {wanted.repo} cannot be written to with this token, or there is none; give one that "
-                f"may by {CREDENTIALS}"
+                f"{FIELD}.repo: {wanted.repo} cannot be written to with this token, or there is none; give one "
+                f"that can in {CREDENTIALS}"
             ) from error
         said = " ".join(str(error).split())[:300]  # of a card that it refuses, the cause is in the third line
         raise BadInputError(f"{FIELD}.repo: the hub refuses {wanted.repo}: {said}") from error
