@@ -257,6 +257,12 @@ def test_the_same_failure_of_the_next_attempt_is_said_again() -> None:
     assert len(display.said()) == 1
 
 
+def test_where_a_generator_was_published_is_told() -> None:
+    uri = "hf://team/digits-onestep@0123abcd"
+    run = resource(condition("GatesPassed", "True", "GatesPassed"), completionTime=NOW.isoformat(), published=uri)
+    assert uri in "\n".join(map(str, summary(run, read_status(run))))
+
+
 @pytest.mark.parametrize(
     ("conditions", "code", "line"),
     [

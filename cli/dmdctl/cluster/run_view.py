@@ -229,7 +229,7 @@ def summary(resource: Mapping[str, Any], status: RunStatus) -> list[Text]:
             one_line(gates.message or "a gate failed", style="yellow"),
             one_line(", ".join(part for part in (f"{version}, without the alias {alias}", run) if part)),
         ]
-    done = ", ".join(part for part in (f"{version}, alias {alias}", run) if part)
+    done = ", ".join(part for part in (f"{version}, alias {alias}", status.published, run) if part)
     return [one_line(("complete:", "green"), f" {done}")]
 
 
