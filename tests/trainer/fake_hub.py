@@ -18,6 +18,7 @@ import yaml
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REVISIONS = ("main", "v1", COMMIT)
 TOKEN = "hf_token"
+LICENCES = ("apache-2.0", "mit", "openrail++", "other")
 LARGE = (".safetensors", ".png")
 """Endings of files that go through git-lfs there."""
 Files = Mapping[str, str | bytes]
@@ -225,7 +226,10 @@ def wanted(body: bytes) -> list[dict[str, Any]]:
 def wrong_fields(card: str) -> list[dict[str, str]]:
     """What the hub refuses of a model card's fields."""
     fields = yaml.safe_load(card.split("---")[1])
+    wrong = []
     base = fields.get("base_model")
-    if base is None or re.fullmatch(r"[\w.-]+/[\w.-]+", base):
-        return []
-    return [{"message": f'"base_model" with value "{base}" is not valid. Use a model id from the hub.'}]
+    if base is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is None:
+        wrong.append(f'"base_model" with value "{base}" is not valid. Use a model id from the hub.')
+    if (licence := fields.get("license", "other")) not in LICENCES:
+        wrong.append(f'"license" must be one of {LICENCES}, and is {licence}')
+    return [{"message": message} for message in wrong]

@@ -1,6 +1,8 @@
 """A generator's repository on the hub, by its real client: made, written once, private where it has to be."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,12 +14,15 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from dmd_api.errors import BadInputError, InfrastructureError, InterruptedRunError
+from dmd_api.loading import parse_manifest
 from dmd_api.spec import HubRepository
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.publishing.export import CardFacts, export_pipeline
 from dmd_trainer.publishing.hub_repository import open_repository, upload
+from dmd_trainer.stages.checks import check_publishing
 from dmd_trainer.tracking import client
 from tests.api.values import NO_REPOSITORY
+from tests.conftest import MANIFEST
 from tests.trainer.fake_hub import TOKEN, Written, hub
 
 WANTED = HubRepository(repo="team/glyphs-onestep")
@@ -157,6 +162,19 @@ def test_a_card_that_the_hub_refuses_is_told(written: Written, tmp_path: Path) -
     (tmp_path / "README.md").write_text("---\nbase_model: s3://bucket/teacher\n---\n")
     with pytest.raises(BadInputError, match="base_model"):
         upload(WANTED, tmp_path, "version 1", nothing)
+
+
+def test_a_card_that_the_hub_will_refuse_is_found_by_preflight(
+    written: Written, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    content = json.loads(json.dumps(MANIFEST))
+    content["spec"]["publish"] = {"huggingFace": {"repo": WANTED.repo}}
+    spec = parse_manifest(content).spec
+    check_publishing(spec, load_teacher(tiny_teacher))
+    shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    (tmp_path / "teacher" / "README.md").write_text("---\nlicense: our own\n---\n")
+    with pytest.raises(BadInputError, match=r"spec.publish.huggingFace.repo: .*license.*our own"):
+        check_publishing(spec, load_teacher(tmp_path / "teacher"))
 
 
 def test_a_hub_that_is_away_is_asked_again(

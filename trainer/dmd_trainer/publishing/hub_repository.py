@@ -48,6 +48,18 @@ def open_repository(
         )
 
 
+def check_card(wanted: HubRepository, card: str) -> None:
+    """Asks the hub whether it would take a model card, which it reads the fields of.
+
+    Raises:
+        BadInputError: it would not.
+        InfrastructureError: the hub does not answer.
+    """
+    from huggingface_hub import ModelCard
+
+    _ask(wanted, lambda: ModelCard(card).validate(), 0.0, lambda: None)
+
+
 def upload(wanted: HubRepository, folder: Path, message: str, before_retry: Callable[[], None]) -> str:
     """Uploads a pipeline's folder in one commit; none is made where everything is there already.
 

@@ -19,7 +19,8 @@ from dmd_trainer.evaluation.features import load_features
 from dmd_trainer.evaluation.reference import check_reference
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.publishing.export import check_exportable
-from dmd_trainer.publishing.hub_repository import open_repository
+from dmd_trainer.publishing.hub_repository import check_card, open_repository
+from dmd_trainer.publishing.model_card import Call, CardFacts, model_card
 from dmd_trainer.publishing.rehearsal import SampleConditions, check_fit, rehearse_end, sample_conditions, sample_once
 from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.stages.inputs import (
@@ -56,10 +57,14 @@ def check_storage(context: StageContext) -> None:
     context.storage.delete("preflight/")
 
 
-def check_publishing(spec: Spec) -> None:
-    """The hub's repository, if one is wanted: it is made, and can be written to."""
-    if spec.publish.hugging_face is not None:
-        open_repository(spec.publish.hugging_face)
+def check_publishing(spec: Spec, teacher: Teacher) -> None:
+    """The hub's repository, if one is wanted: it is made and can be written to, and the hub takes the card's fields."""
+    if (wanted := spec.publish.hugging_face) is None:
+        return
+    open_repository(wanted)
+    call = Call("DiffusionPipeline", spec.export.dtype, {"num_inference_steps": spec.method.generator_steps})
+    facts = CardFacts("rehearsal", spec.teacher.uri, "none", "none", "none", repository=wanted.repo)
+    check_card(wanted, model_card(teacher, call, facts))
 
 
 def check_teacher(context: StageContext, teacher: Teacher) -> None:

@@ -42,7 +42,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "teacher and manifest": lambda: check_teacher(context, teacher[0]),
         "weights to start from": lambda: check_starting_weights(context, teacher[0]),
         "the run's end": lambda: check_end(context, teacher[0]),
-        "the hub": lambda: check_publishing(manifest.spec),
+        "the hub": lambda: check_publishing(manifest.spec, teacher[0]),
         "real images": lambda: check_real_images(context, teacher[0]),
         "evaluation": lambda: check_evaluation(context, teacher[0]),
     }
