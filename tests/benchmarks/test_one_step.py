@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.one_step import emoji_methods
 from benchmarks.one_step.consistency import consistency_function, consistency_loss, heun_step
 from benchmarks.one_step.distribution_matching import TO_THE_HEAD
+from benchmarks.one_step.emoji_setting import Setting as EmojiSetting
+from benchmarks.one_step.emoji_setting import ddim_levels, emoji_setting, level_at
+from benchmarks.one_step.emoji_setting import ddim_step as latent_ddim_step
 from benchmarks.one_step.figure import plot
 from benchmarks.one_step.methods import METHODS
 from benchmarks.one_step.pairs import COST, TeacherPairs, make_pairs
@@ -23,9 +27,9 @@ from benchmarks.one_step.teacher import euler
 from benchmarks.one_step.training import follow, train
 from torch import Tensor, nn
 
-from dmd_trainer.diffusion.denoiser import Denoiser
+from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.prediction import Prediction
-from dmd_trainer.diffusion.schedules import per_sample, schedule_from_scheduler
+from dmd_trainer.diffusion.schedules import NoiseLevel, per_sample, schedule_from_scheduler
 from dmd_trainer.diffusion.solvers import heun
 from dmd_trainer.dmd.gan import FakeScore
 from dmd_trainer.families.teacher import Teacher
@@ -225,6 +229,52 @@ def test_methods_spend_their_budget_and_not_more(
     assert 0.9 * budget < spent[0] <= budget
     noise = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
     assert sampler(noise, {"class_labels": torch.tensor([1, 2])}).isfinite().all()
+
+
+LATENTS = schedule_from_scheduler({"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear"})
+
+
+def test_ddims_levels_are_evenly_spread_and_half_as_many_steps_every_second_one() -> None:
+    levels = ddim_levels(LATENTS, 4)
+    torch.testing.assert_close(levels.sigma[:-1], LATENTS.sigmas[torch.tensor([999, 749, 499, 249])])
+    assert (float(levels.alpha[-1]), float(levels.sigma[-1])) == (1.0, 0.0)
+    torch.testing.assert_close(ddim_levels(LATENTS, 16).alpha[::2], ddim_levels(LATENTS, 8).alpha)
+
+
+def test_one_ddim_step_to_the_latent_progressive_target_is_the_teachers_two() -> None:
+    x, levels = _normal(10), ddim_levels(LATENTS, 8)
+    for start in (0, 6):  # the last target is the image itself
+        first, middle, last = (level_at(levels, torch.full((6,), start + further)) for further in range(3))
+
+        def teacher(x_t: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
+            return 0.3 * x_t + per_sample(level.sigma, x_t)
+
+        target = emoji_methods.two_steps_target(teacher, x, first, middle, last, {})
+        halfway = latent_ddim_step(x, teacher(x, first, {}), first, middle)
+        expected = latent_ddim_step(halfway, teacher(halfway, middle, {}), middle, last)
+        torch.testing.assert_close(latent_ddim_step(x, target, first, last), expected)
+
+
+@pytest.fixture(scope="module")
+def latents() -> EmojiSetting:
+    return emoji_setting(budget=6_000, seed=7)
+
+
+@pytest.mark.parametrize("name", ["Regression alone", "Progressive distillation", "Rectified flow (2-reflow)"])
+def test_methods_on_latents_spend_their_budget(name: str, latents: EmojiSetting) -> None:
+    setting, spent = latents, [0]
+
+    def count(network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        trained = torch.is_grad_enabled() and next(network.parameters()).requires_grad
+        spent[0] += len(inputs[0]) * (UPDATE if trained else FORWARD)
+
+    handle = setting.teacher.denoiser.network.register_forward_pre_hook(count)
+    method, rate = emoji_methods.METHODS[name]
+    sampler = method(setting, rate)
+    handle.remove()
+    assert 0.9 * setting.budget < spent[0] <= setting.budget
+    condition = setting.conditions.embed({"prompt": torch.tensor([0, 5])}, torch.device("cpu"))
+    assert sampler(torch.randn(2, *setting.teacher.sample_shape), condition).isfinite().all()
 
 
 def test_plot(tmp_path: Path) -> None:
