@@ -1,15 +1,16 @@
 """Trains the glyph task's teacher: a class-conditional EDM model of 16x16 letters in colour, in diffusers format.
 
-    python examples/glyphs/train_teacher.py trainer/dmd_trainer/assets/glyphs-teacher
+    torchrun --nproc-per-node 2 examples/glyphs/train_teacher.py trainer/dmd_trainer/assets/glyphs-teacher
 
 EDM as published (Karras et al. 2022, arXiv 2206.00364), told 250 ln(sigma) as the digits' teacher is, on images that
 are drawn as they are needed: none is seen twice. Learning rate and average are EDM2's (Karras et al. 2024, arXiv
 2312.02696), which need no length of training: the same command goes on from its checkpoint, for as many steps as it is
-given.
+given. Processes share each batch, and as many of them as there are cores are the fastest.
 """
 
 import copy
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import torch
 import typer
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 from rich.progress import track
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
 
 from dmd_trainer.data.glyphs import CLASSES, SIZE, draw_glyphs
 from dmd_trainer.diffusion.denoiser import Denoiser
 from dmd_trainer.diffusion.prediction import Prediction
 from dmd_trainer.diffusion.schedules import schedule_from_scheduler
+from dmd_trainer.distributed.collectives import average_gradients, local_slice, rank_and_world_size, start_process_group
 from dmd_trainer.dmd.losses import denoising_loss
 
 CHANNELS = (32, 64, 64)
@@ -59,20 +60,6 @@ A class-conditional EDM diffusion model of 16x16 letters in colour: the teacher 
 """
 
 
-class Glyphs(Dataset[tuple[Tensor, Tensor]]):
-    """Batches by their number: images [B, 3, 16, 16] and classes [B]."""
-
-    def __init__(self, batch: int, first: int, last: int) -> None:
-        self.batch, self.first, self.last = batch, first, last
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        start = (self.first + index) * self.batch
-        return draw_glyphs(range(start, start + self.batch))
-
-
 def make_network() -> UNet2DModel:
     """The network, with random weights."""
     return UNet2DModel(
@@ -97,9 +84,13 @@ def main(
     learning_rate: float = 1e-3,
     seed: int = 0,
     every: int = 250,
-    bf16: bool = True,
+    bf16: bool = False,
 ) -> None:
     """Trains the teacher up to STEPS and writes it to OUT; its checkpoint is OUT.checkpoint, of every so many steps."""
+    if "RANK" in os.environ:
+        start_process_group(torch.device("cpu"))
+    ranks = rank_and_world_size()
+    own = local_slice(batch, ranks)
     torch.manual_seed(seed)
     network = make_network()
     scheduler = CMStochasticIterativeScheduler(num_train_timesteps=18, sigma_data=SIGMA_DATA)
@@ -118,15 +109,16 @@ def main(
     facts: dict[str, Any] = {"batch": batch, "learning_rate": learning_rate, "seed": seed}
     facts |= {"precision": "bfloat16" if bf16 else "float32"}
     started = time.monotonic()
-    batches = DataLoader(Glyphs(batch, first, steps), batch_size=None, num_workers=1, prefetch_factor=16)
-    for step, (images, labels) in zip(track(range(first, steps), "training"), batches, strict=True):
+    for step in track(range(first, steps), "training", disable=ranks.rank > 0):
         draws = torch.Generator().manual_seed((seed << 32) + step)
-        normal = torch.randn(batch, dtype=torch.float64, generator=draws)
+        normal = torch.randn(batch, dtype=torch.float64, generator=draws)[own.start : own.stop]
         sigma = (normal * P_STD + P_MEAN).exp().clamp(0.002, 80.0)
-        noise = torch.randn(images.shape, generator=draws)
+        noise = torch.randn(batch, 3, SIZE, SIZE, generator=draws)[own.start : own.stop]
+        images, labels = draw_glyphs(range(step * batch, (step + 1) * batch)[own.start : own.stop])
         loss = denoising_loss(denoiser, images, noise, schedule.at_sigma(sigma), {"class_labels": labels})
         optimizer.zero_grad()
         loss.backward()
+        reported, _ = average_gradients(network.parameters(), {"loss": loss.detach()})
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         rate = learning_rate * min(1, (step + 1) / WARMUP) / max(1, step / FLAT) ** 0.5
         for group in optimizer.param_groups:
@@ -134,8 +126,8 @@ def main(
         optimizer.step()
         weight = 1 - (1 - 1 / (step + 1)) ** (GAMMA + 1)
         torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in network.parameters()], weight)
-        smoothed += (loss.item() - smoothed) * max(0.01, 1 / (step + 1))
-        if (step + 1) % every == 0 or step + 1 == steps:
+        smoothed += (reported["loss"] - smoothed) * max(0.01, 1 / (step + 1))
+        if ranks.rank == 0 and ((step + 1) % every == 0 or step + 1 == steps):
             kept = {"network": network.state_dict(), "average": average.state_dict()}
             kept |= {"optimizer": optimizer.state_dict(), "step": step + 1, "loss": smoothed}
             torch.save(kept, checkpoint.with_suffix(".part"))
