@@ -14,29 +14,30 @@ import torch
 from benchmarks.one_step.figure import plot
 from benchmarks.one_step.methods import METHODS
 from benchmarks.one_step.runs import Run, Runs
-from benchmarks.one_step.scores import SAMPLES, measure
+from benchmarks.one_step.scores import measure
 from benchmarks.one_step.setting import Sampler, Setting
 from benchmarks.one_step.tasks import TASKS, Task
 from benchmarks.one_step.teacher import teacher_samplers
 
 BUDGETS = {"digits": 240_000, "glyphs": 400_000}
 """Network evaluations of each method's training: a minute or two on one core, and ten."""
+SAMPLES = {"digits": 10_000, "glyphs": 50_000}
 SEEDS = (0, 1, 2)
 
 
 def run(name: str = "digits", seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
     """Trains and measures everything that is not stored yet, prints the table and draws the plot."""
     torch.set_num_threads(1)
-    task, budget, runs = TASKS[name](), BUDGETS[name], Runs()
+    task, budget, samples, runs = TASKS[name](), BUDGETS[name], SAMPLES[name], Runs()
     rates = {method: of.rates[name] for method, of in METHODS.items() if name in of.rates}
     scores: dict[str, dict[int, list[dict[str, float]]]] = {method: {1: []} for method in rates}
     for seed in seeds:
         for method, learning_rate in rates.items():
-            scores[method][1].append(distilled(task, runs, method, learning_rate, budget, seed))
-    for method, samplers in teacher_samplers(task.teacher.denoiser).items():
+            scores[method][1].append(distilled(task, runs, method, learning_rate, budget, seed, samples))
+    for method, samplers in teacher_samplers(task).items():
         # There is nothing to train, and so one seed.
         scores[method] = {
-            evaluations: [_sampled(task, runs, method, evaluations, sampler, seeds[0])]
+            evaluations: [sampled(task, runs, method, evaluations, sampler, seeds[0], samples)]
             for evaluations, sampler in samplers.items()
         }
 
@@ -47,11 +48,11 @@ def run(name: str = "digits", seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
             line = f"{method:40}{row['evaluations']:>4} {row['fid']:8.3f} ± {row['fidDeviation']:5.3f} "
             print(line + f"{row['precision']:9.3f} {row['recall']:8.3f} {row['accuracy']:8.2%}", flush=True)
     plot(found, name)
-    return {"budget": budget, "samples": SAMPLES, "seeds": list(seeds), "learningRates": rates, "methods": found}
+    return {"budget": budget, "samples": samples, "seeds": list(seeds), "learningRates": rates, "methods": found}
 
 
 def distilled(
-    task: Task, runs: Runs, method: str, learning_rate: float, budget: int, seed: int, samples: int = SAMPLES
+    task: Task, runs: Runs, method: str, learning_rate: float, budget: int, seed: int, samples: int
 ) -> dict[str, Any]:
     """The figures of one method's generator, from the stored runs or else from training it."""
 
@@ -67,9 +68,12 @@ def distilled(
     return runs.get(Run(task.name, teacher_of(task), method, settings, learning_rate, budget, seed, samples), make)
 
 
-def _sampled(task: Task, runs: Runs, name: str, evaluations: int, sampler: Sampler, seed: int) -> dict[str, Any]:
-    run = Run(task.name, teacher_of(task), name, {"evaluations": evaluations}, None, 0, seed, SAMPLES)
-    return runs.get(run, partial(measure, task, sampler, seed))
+def sampled(
+    task: Task, runs: Runs, name: str, evaluations: int, sampler: Sampler, seed: int, samples: int
+) -> dict[str, Any]:
+    """The figures of the teacher with one of its solvers, from the stored runs or else from sampling."""
+    run = Run(task.name, teacher_of(task), name, {"evaluations": evaluations}, None, 0, seed, samples)
+    return runs.get(run, partial(measure, task, sampler, seed, samples))
 
 
 def teacher_of(task: Task) -> str:

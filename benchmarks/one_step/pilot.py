@@ -12,7 +12,7 @@ from dmd_api.errors import TrainingDivergedError
 
 LEARNING_RATES = {"digits": (1e-4, 3e-4, 1e-3, 3e-3), "glyphs": (3e-4, 1e-3, 3e-3)}
 PILOT_BUDGETS = {"digits": 100_000, "glyphs": BUDGETS["glyphs"]}
-SEED, SAMPLES = 100, 5_000
+SEED, SAMPLES = 100, {"digits": 5_000, "glyphs": 10_000}
 
 
 def main(name: str = "digits", *methods: str) -> None:
@@ -23,7 +23,7 @@ def main(name: str = "digits", *methods: str) -> None:
         found = []
         for learning_rate in LEARNING_RATES[name]:
             try:
-                fid = distilled(task, runs, method, learning_rate, PILOT_BUDGETS[name], SEED, SAMPLES)["fid"]
+                fid = distilled(task, runs, method, learning_rate, PILOT_BUDGETS[name], SEED, SAMPLES[name])["fid"]
             except TrainingDivergedError:
                 fid = float("inf")
             found.append(f"{learning_rate:.0e}: {fid:8.3f}")

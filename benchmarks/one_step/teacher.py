@@ -7,18 +7,23 @@ from torch import Tensor
 
 from benchmarks.one_step.progressive import ddim_step
 from benchmarks.one_step.setting import Sampler
+from benchmarks.one_step.tasks import Task
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.schedules import karras_sigmas
 from dmd_trainer.diffusion.solvers import heun
 
-STEPS = (1, 2, 4, 8, 18, 50)
+STEPS = {
+    "digits": {"Euler": (1, 2, 4, 8, 18, 50), "Heun": (1, 2, 4, 8, 18, 50)},
+    "glyphs": {"Euler": (1, 2, 4, 8, 18), "Heun": (1, 2, 4, 8, 18, 40)},
+}
 
 
-def teacher_samplers(denoiser: Denoiser) -> dict[str, dict[int, Sampler]]:
+def teacher_samplers(task: Task) -> dict[str, dict[int, Sampler]]:
     """By solver and network evaluations; Heun's last step is Euler's, so n steps are 2 n - 1 evaluations."""
+    denoiser, steps = task.teacher.denoiser, STEPS[task.name]
     return {
-        "Teacher, Euler": {steps: euler(denoiser, steps) for steps in STEPS},
-        "Teacher, Heun": {2 * steps - 1: partial(heun, denoiser, denoiser.schedule, steps=steps) for steps in STEPS},
+        "Teacher, Euler": {count: euler(denoiser, count) for count in steps["Euler"]},
+        "Teacher, Heun": {2 * n - 1: partial(heun, denoiser, denoiser.schedule, steps=n) for n in steps["Heun"]},
     }
 
 
