@@ -95,7 +95,7 @@ class Teacher(Model):
     uri: ReadableUri = Field(
         description="A diffusers pipeline with safetensors weights: hf://OWNER/NAME[/FOLDER][@REVISION], "
         "s3://BUCKET/PREFIX, models:/NAME@ALIAS, pvc://CLAIM/PATH, file:///PATH (on a laptop; relative paths count "
-        "from the working directory), or builtin://digits-teacher."
+        "from the working directory), or builtin://digits-teacher, builtin://glyphs-teacher or builtin://emoji-teacher."
     )
     guidance_scale: float = Field(
         1.0, ge=0, le=100, description="Classifier-free guidance of the real score and of the pairs; 1 turns it off."

@@ -79,7 +79,7 @@ def make_network() -> UNet2DModel:
 
 def main(
     out: Path,
-    steps: int = 20_000,
+    steps: int = 13_000,
     batch: int = 128,
     learning_rate: float = 1e-3,
     seed: int = 0,

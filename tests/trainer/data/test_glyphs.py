@@ -12,7 +12,10 @@ from dmd_api.spec import Location
 from dmd_trainer.data.formats.glyphs import SETS
 from dmd_trainer.data.glyphs import CLASSES, HELD_OUT, LETTERS, SIZE, draw_glyph, draw_glyphs
 from dmd_trainer.data.image_set import ImageSet
+from dmd_trainer.diffusion.solvers import heun
 from dmd_trainer.evaluation.features import load_features
+from dmd_trainer.families.teacher import load_teacher
+from dmd_trainer.runtime.fetch import local_path
 
 NUMBERS = (0, 1, 25, 26, 999_999, HELD_OUT, HELD_OUT + 49_999)
 DIGEST = "9ab3ba866f08a233a05fd79cba5b7409d9de33e213586195c323c1ed043cb661"
@@ -57,6 +60,18 @@ def test_what_is_measured_against_is_never_trained_on(tmp_path: Path) -> None:
     torch.testing.assert_close(row[0], expected[0], rtol=0, atol=0)
     assert row[1] == int(label)
     assert np.isfinite(row[0].numpy()).all()
+
+
+def test_its_teacher_draws_letters_that_the_classifier_reads(tmp_path: Path) -> None:
+    teacher = load_teacher(local_path("builtin://glyphs-teacher", tmp_path))
+    assert sum(p.stat().st_size for p in teacher.directory.rglob("*") if p.is_file()) < 8_000_000
+    labels = torch.arange(2 * CLASSES) % CLASSES
+    noise = torch.randn(len(labels), *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
+    images = heun(teacher.denoiser, teacher.denoiser.schedule, noise, {"class_labels": labels}, steps=18)
+    extractor = load_features(Location(uri="builtin://glyphs-classifier"), Path(), torch.device("cpu"))
+    _, found = extractor.extract(images.clamp(-1, 1))
+    assert found is not None
+    assert (found == labels).double().mean() > 0.8
 
 
 def test_its_classifier_tells_the_letters_apart() -> None:
