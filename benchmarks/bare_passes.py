@@ -24,10 +24,8 @@ def bare_passes(distillation: Distillation) -> None:
     level = teacher.denoiser.schedule.at(torch.full((batch,), len(teacher.denoiser.schedule) // 2, device=device))
 
     def classify(images: Tensor) -> Tensor:
-        times = len(images) // batch
-        levels = level if times == 1 else level.followed_by(level)
-        repeated = {key: torch.cat([value] * times) for key, value in condition.items()}
-        return d.mu_fake.call_network(images, levels, repeated, classify=True).mean()
+        (logits,) = d.mu_fake.call_network(images, level, condition, denoise=False, classify=True)
+        return logits.mean()
 
     indices = range(batch)
     number = d.draws.generator_step(step, 0, indices)
@@ -52,9 +50,11 @@ def bare_passes(distillation: Distillation) -> None:
             number = d.draws.generator_step(step, update, indices)
             with torch.no_grad():
                 d.generator.step(d.generator.input(x, condition, number), condition, number)
-        loss = d.mu_fake(x, level, condition).square().mean()
-        if d.method.gan is not None:
-            loss = loss + classify(torch.cat([x, x]))  # real and generated
+        if d.method.gan is None:
+            loss = d.mu_fake(x, level, condition).square().mean()
+        else:
+            denoised, logits = d.mu_fake.call_network(x, level, condition, classify=True)
+            loss = denoised.square().mean() + logits.mean() + classify(x)  # real images
         loss.backward()
 
 

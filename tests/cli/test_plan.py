@@ -125,7 +125,7 @@ def test_several_steps_and_the_gan_are_work_too() -> None:
     updates = 12 * 8
     one, four, gan = distill(), distill(generatorSteps=4), distill(gan={})
     assert one[1] == four[1] == gan[1] == updates * 6
-    assert (one[2], gan[2]) == (0, updates * (1 + 10))
+    assert (one[2], gan[2]) == (0, updates * (1 + 5))
     # A generator of four steps is called 1.5 times more for each of five batches, and four times for an evaluation.
     assert four[0] - one[0] == 5 * 1.5 * updates + 4 * 3 * 100
 

@@ -18,7 +18,7 @@ from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.draws import TrainingData
 from dmd_trainer.dmd.gan import BottleneckHead, FakeScore, discriminator_loss, gan_scale, generator_loss
-from dmd_trainer.dmd.losses import l2_regression_loss
+from dmd_trainer.dmd.losses import denoising_loss, l2_regression_loss
 from dmd_trainer.dmd.step import FakeScoreDraws, Images, Models, Noise, fake_score_losses
 from dmd_trainer.families.architecture import known_architecture, read_architecture
 from dmd_trainer.families.ddpm import DDPM
@@ -80,7 +80,7 @@ def test_the_head_tells_real_images_from_blurred_ones_within_60_updates(channels
         x = torch.cat([real, F.avg_pool2d(F.pad(sharp, (2, 2, 2, 2), "replicate"), 5, 1)])
         sigma = 0.3 * torch.rand(32, 1, 1, 1, generator=generator)
         x = x + sigma * torch.randn(x.shape, generator=generator)
-        (logits,) = module(x, timestep=100 * sigma.flatten(), return_dict=False, classify=True)
+        (logits,) = module(x, timestep=100 * sigma.flatten(), return_dict=False, denoise=False, classify=True)
         loss = discriminator_loss(*logits.chunk(2))
         optimizer.zero_grad()
         loss.backward()
@@ -129,7 +129,7 @@ def test_a_classification_stops_at_the_bottleneck_and_is_the_same(small_teacher:
     condition = read_architecture(teacher.directory).conditions(2)
     inputs = [x, *module.parameters()]
 
-    logits = denoiser.call_network(x, level, condition, classify=True)
+    (logits,) = denoiser.call_network(x, level, condition, denoise=False, classify=True)
     assert not called
     found = torch.autograd.grad(logits.square().sum(), inputs, allow_unused=True)
     denoiser.call_network(x, level, condition)
@@ -143,7 +143,9 @@ def test_a_classification_stops_at_the_bottleneck_and_is_the_same(small_teacher:
     assert not {name for name in module.state_dict() if not name.startswith(("network.", "head."))}
 
 
-def test_real_and_generated_images_in_one_pass_are_classified_as_in_two(tiny_teacher: Path) -> None:
+@pytest.mark.parametrize("bounded", [False, True])
+def test_generated_images_are_classified_as_they_are_denoised(tiny_teacher: Path, bounded: bool) -> None:
+    """In one call for both, with the losses of two; apart from it where the head's noise is bounded."""
     teacher = load_teacher(tiny_teacher)
     network = teacher.trainable_network().double()
     module = FakeScore(network, teacher.family.tap(network))
@@ -162,13 +164,23 @@ def test_real_and_generated_images_in_one_pass_are_classified_as_in_two(tiny_tea
     models = Models(
         Generator(teacher.denoiser, (999,)), Guided(teacher.denoiser), mu_fake, regression_loss=l2_regression_loss
     )
-    losses = fake_score_losses(models, generated, FakeScoreDraws(noises[0], (real, noises[1], noises[2])))
-    assert calls == [3, 6]
-    one, two = (
-        mu_fake.call_network(drawn.add_to(images), drawn.level, condition, classify=True)
-        for (images, condition), drawn in ((real, noises[1]), (generated, noises[2]))
+    denoising, on_real, apart = noises
+    losses = fake_score_losses(
+        models, generated, FakeScoreDraws(denoising, (real, on_real), apart if bounded else None)
     )
-    torch.testing.assert_close(losses["gan_discriminator"], discriminator_loss(one, two), rtol=1e-10, atol=0)
+    assert calls == ([3, 3, 3] if bounded else [3, 3])
+    found = torch.autograd.grad(sum(losses.values()), list(module.parameters()))
+    (one,), (two,) = (
+        mu_fake.call_network(drawn.add_to(images), drawn.level, condition, denoise=False, classify=True)
+        for (images, condition), drawn in ((real, on_real), (generated, apart if bounded else denoising))
+    )
+    expected = {
+        "fake_score": denoising_loss(mu_fake, generated.images, *denoising, generated.condition),
+        "gan_discriminator": discriminator_loss(one, two),
+    }
+    torch.testing.assert_close(losses, expected, rtol=1e-10, atol=0)
+    gradients = torch.autograd.grad(sum(expected.values()), list(module.parameters()))
+    torch.testing.assert_close(found, gradients, rtol=1e-8, atol=1e-12)
 
 
 def gradient_norms(size: int) -> tuple[float, float]:
@@ -178,7 +190,7 @@ def gradient_norms(size: int) -> tuple[float, float]:
     assert tap is not None
     module = FakeScore(network, tap)
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
-    (logits,) = module(x, timestep=100, return_dict=False, classify=True)
+    (logits,) = module(x, timestep=100, return_dict=False, denoise=False, classify=True)
     by_image = torch.autograd.grad(generator_loss(logits), x, retain_graph=True)[0].norm()
     matching = torch.autograd.grad((x * x.sign().detach()).mean(), x)[0].norm()
     encoder = list(network.down_blocks.parameters())
@@ -247,8 +259,9 @@ def test_the_discriminator_sees_no_more_noise_than_it_may(tiny_teacher: Path) ->
         indices = list(range(400))
         drawn = draws.generator(0, indices)
         condition = drawn.latent.condition
-        _, on_real, on_generated = draws.fake_score(0, 0, 0, [indices], condition).gan or pytest.fail("no draws")
-        for noise in (drawn.gan, on_real, on_generated):
+        fake = draws.fake_score(0, 0, 0, [indices], condition)
+        _, on_real = fake.gan or pytest.fail("no draws")
+        for noise in (drawn.gan, on_real, fake.on_generated or fake.denoising):
             assert noise is not None
             assert float(noise.level.sigma.max()) <= float(schedule.sigmas[highest])
             assert float(noise.level.sigma.max()) > 0.8 * float(schedule.sigmas[highest])

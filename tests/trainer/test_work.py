@@ -46,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "guidanceNoise": {"minTimestep": 500, "maxTimestep": 900},
         "fakeScoreUpdates": 1,
     },
+    "DMD2, GAN, bounded noise": {"name": "DMD2", "gan": {"maxTimestep": 400}, "fakeScoreUpdates": 2},
     "DMD2, two steps": {"name": "DMD2", "generatorSteps": 2, "fakeScoreUpdates": 2},
     "DMD2, two steps, GAN": {"name": "DMD2", "generatorSteps": 2, "gan": {}, "fakeScoreUpdates": 2},
 }

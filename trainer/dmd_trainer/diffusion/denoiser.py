@@ -87,19 +87,26 @@ class Denoiser:
         Returns:
             [B, C, H, W], in the dtype of `x_t`.
         """
-        skip, out, _ = (per_sample(s, x_t) for s in self.scalings(level))
-        return skip * x_t + out * self.call_network(x_t, level, condition).to(x_t.dtype)
+        (output,) = self.call_network(x_t, level, condition)
+        return self.x0(x_t, level, output)
 
-    def call_network(self, x_t: Tensor, level: NoiseLevel, condition: Condition, **options: Any) -> Tensor:
-        """What the network itself says: F(c_in x_t, time); `options` are passed on to it."""
+    def x0(self, x_t: Tensor, level: NoiseLevel, output: Tensor) -> Tensor:
+        """The x0 prediction [B, C, H, W] that the network's own output [B, C, H, W] stands for."""
+        skip, out, _ = (per_sample(s, x_t) for s in self.scalings(level))
+        return skip * x_t + out * output.to(x_t.dtype)
+
+    def call_network(self, x_t: Tensor, level: NoiseLevel, condition: Condition, **options: Any) -> tuple[Tensor, ...]:
+        """What the network itself says: F(c_in x_t, time), and what else `options`, which are passed on, ask it for."""
         into = per_sample(self.scalings(level).into, x_t)
         # Autocast knows no meta device, where only shapes are computed.
         kind = "cpu" if x_t.is_meta else x_t.device.type
         with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
             time = level.time.to(x_t.device, torch.promote_types(x_t.dtype, torch.float32))
             arguments = _arguments(condition, x_t)
-            (output,) = self.network(into * x_t, timestep=time, **arguments, return_dict=False, **options)
-        return output
+            outputs: tuple[Tensor, ...] = self.network(
+                into * x_t, timestep=time, **arguments, return_dict=False, **options
+            )
+        return outputs
 
     def scalings(self, level: NoiseLevel) -> Scalings:
         """This network's scalings at `level`."""

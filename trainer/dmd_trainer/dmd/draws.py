@@ -125,8 +125,10 @@ class Draws:
         if self._gan is None:
             return FakeScoreDraws(denoising)
         real = self._real_images((step, update, part), parts, condition)
-        noise = [self._gan_noise(random, self._gan) for _ in ("real", "generated")]
-        return FakeScoreDraws(denoising, (real, noise[0], noise[1]))
+        on_real = self._gan_noise(random, self._gan)
+        # All levels are denoised. Where the head sees no more than some, it sees generated images at noise of its own.
+        on_generated = None if self._gan.max_timestep is None else self._gan_noise(random, self._gan)
+        return FakeScoreDraws(denoising, (real, on_real), on_generated)
 
     def _latent(self, random: KeyedRandom, numbers: Tensor) -> Latent:
         condition = self.data.conditions.embed(self.data.conditions.draw(random), self._device)

@@ -63,24 +63,43 @@ class FakeScore(nn.Module):
         self.head: BottleneckHead | None = None
         # In a tuple, since it is no part of its own: all its modules are the network's.
         self._encoders: tuple[nn.Module, ...] = ()
+        self._features: list[Tensor] | None = None
         if tap is not None:
             parameter = next(network.parameters())
             self.head = BottleneckHead(tap.channels, tap.size).to(parameter.device, parameter.dtype)
             self._encoders = (tap.encoder,)
+            tap.bottleneck.register_forward_hook(self._keep)
 
     def enable_gradient_checkpointing(self) -> None:
         """Computes activations again in the backward pass, of the network and as far as the head reads it."""
         for network in (self.network, *self._encoders):
             network.enable_gradient_checkpointing()
 
-    def forward(self, sample: Tensor, *, classify: bool = False, **arguments: Any) -> tuple[Tensor]:
-        """The network's output, or with `classify` the head's logits [B], for which it is run to the bottleneck."""
+    def forward(
+        self, sample: Tensor, *, denoise: bool = True, classify: bool = False, **arguments: Any
+    ) -> tuple[Tensor, ...]:
+        """The network's output with `denoise`, and with `classify` the head's logits [B].
+
+        For the logits alone the network is run no further than to its bottleneck; for both, once.
+        """
         if not classify:
             output: tuple[Tensor] = self.network(sample, **arguments)
             return output
         assert self.head is not None, "preflight asks for a GAN where it classifies"
-        (encoder,) = self._encoders
-        return (self.head(encoder(sample, **arguments)[0]),)
+        if not denoise:
+            (encoder,) = self._encoders
+            return (self.head(encoder(sample, **arguments)[0]),)
+        kept: list[Tensor] = []
+        self._features = kept
+        (denoised,) = self.network(sample, **arguments)
+        self._features = None
+        (features,) = kept
+        return denoised, self.head(features)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Keeps what passes the bottleneck, where the head is to read it too."""
+        if self._features is not None:
+            self._features.append(output)
 
 
 def gan_scale(sample_shape: Sequence[int]) -> float:

@@ -80,6 +80,11 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, noise: Tensor, level: NoiseLe
     eps network (arXiv 2006.11239, eq. 14), and sigma^-2 + sigma_data^-2 on x0 for EDM (arXiv 2206.00364, eq. 8).
     """
     prediction = denoiser(add_noise(x0, noise, level), level, condition)
+    return prediction_loss(denoiser, prediction, x0, level)
+
+
+def prediction_loss(denoiser: Denoiser, prediction: Tensor, x0: Tensor, level: NoiseLevel) -> Tensor:
+    """The `denoising_loss` of an x0 prediction [B, C, H, W] that is there already: a scalar."""
     return ((prediction - x0) / per_sample(denoiser.scalings(level).out, x0)).square().mean()
 
 

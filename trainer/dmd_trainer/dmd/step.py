@@ -21,6 +21,7 @@ from dmd_trainer.dmd.losses import (
     distribution_matching_gradient,
     distribution_matching_loss,
     divergence_weight,
+    prediction_loss,
 )
 
 RegressionLoss = Callable[[Tensor, Tensor], Tensor]
@@ -125,11 +126,13 @@ class FakeScoreDraws(NamedTuple):
 
     Attributes:
         denoising: for the denoising loss.
-        gan: real images, the noise that is added to them, and to the generated ones; None without a GAN term.
+        gan: real images, and the noise that is added to them; None without a GAN term.
+        on_generated: the noise at which generated images are classified; None: that of `denoising`.
     """
 
     denoising: Noise
-    gan: tuple[Images, Noise, Noise] | None = None
+    gan: tuple[Images, Noise] | None = None
+    on_generated: Noise | None = None
 
 
 def generator_losses(models: Models, draws: GeneratorDraws) -> tuple[dict[str, Tensor], Images]:
@@ -176,15 +179,19 @@ def fake_score_losses(models: Models, generated: Images, draws: FakeScoreDraws) 
     mu_fake, (eps, level) = models.mu_fake, draws.denoising
     assert mu_fake is not None, "it is what is updated"
     x, condition = generated
-    losses = {"fake_score": denoising_loss(mu_fake, x, eps, level, condition)}
-    if draws.gan is not None:
-        real, on_real, on_generated = draws.gan
-        # One call for both: no layer of these networks looks from one sample at another.
-        x_t = torch.cat([on_real.add_to(real.images), on_generated.add_to(x)])
-        both = {key: torch.cat([real.condition[key], value]) for key, value in condition.items()}
-        logits = _classify(mu_fake, x_t, on_real.level.followed_by(on_generated.level), both)
-        losses["gan_discriminator"] = discriminator_loss(*logits.split([len(real.images), len(x)]))
-    return losses
+    if draws.gan is None:
+        return {"fake_score": denoising_loss(mu_fake, x, eps, level, condition)}
+    real, on_real = draws.gan
+    if draws.on_generated is None:
+        # One call for both: as far as the bottleneck, denoising and classifying are the same.
+        x_t = draws.denoising.add_to(x)
+        output, of_generated = mu_fake.call_network(x_t, level, condition, classify=True)
+        denoising = prediction_loss(mu_fake, mu_fake.x0(x_t, level, output), x, level)
+    else:
+        denoising = denoising_loss(mu_fake, x, eps, level, condition)
+        of_generated = _classify(mu_fake, draws.on_generated.add_to(x), draws.on_generated.level, condition)
+    of_real = _classify(mu_fake, on_real.add_to(real.images), on_real.level, real.condition)
+    return {"fake_score": denoising, "gan_discriminator": discriminator_loss(of_real, of_generated.to(of_real))}
 
 
 @torch.no_grad()
@@ -218,7 +225,8 @@ def _matching_gradient(
 
 def _classify(mu_fake: Denoiser, x_t: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
     """The GAN head's logits [B] of noised images (arXiv 2405.14867, section 4.3)."""
-    return mu_fake.call_network(x_t, level, condition, classify=True).to(x_t.dtype)
+    (logits,) = mu_fake.call_network(x_t, level, condition, denoise=False, classify=True)
+    return logits.to(x_t.dtype)
 
 
 def _first(noise: Tensor) -> Tensor:

@@ -37,11 +37,13 @@ class Tap(NamedTuple):
     Attributes:
         encoder: the network as far as that: called as the network is, with the features as its output. Its modules are
             the network's own.
+        bottleneck: the module of the network whose output the features are.
         channels: of the features.
         size: their height and width.
     """
 
     encoder: "nn.Module"
+    bottleneck: "nn.Module"
     channels: int
     size: tuple[int, int]
 
@@ -105,7 +107,8 @@ class Family(ABC):
         size, widths = network.config.sample_size, network.config.block_out_channels
         height, width = (size, size) if isinstance(size, int) else size
         halved = 2 ** (len(widths) - 1)  # from level to level
-        return Tap(_encoder(network), int(widths[-1]), (-(-int(height) // halved), -(-int(width) // halved)))
+        size = (-(-int(height) // halved), -(-int(width) // halved))
+        return Tap(_encoder(network), network.mid_block, int(widths[-1]), size)
 
     def check_configurations(self, network: Config, scheduler: Config) -> None:
         """Refuses what the family's pipelines do not do, or do in a way that is not known here.

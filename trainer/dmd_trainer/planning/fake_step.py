@@ -59,11 +59,11 @@ def _update_generator(models: Models, architecture: Architecture, shape: StepSha
 def _update_fake_score(models: Models, architecture: Architecture, shape: StepShape) -> None:
     batch = shape.micro_batch
     images = Images(_samples(architecture, batch), architecture.conditions(batch))
-    gan = None
+    gan, on_generated = None, None
     if shape.gan:
-        real = Images(_samples(architecture, batch), images.condition)
-        gan = (real, _noise(architecture, batch), _noise(architecture, batch))
-    losses = fake_score_losses(models, images, FakeScoreDraws(_noise(architecture, batch), gan))
+        gan = (Images(_samples(architecture, batch), images.condition), _noise(architecture, batch))
+        on_generated = _noise(architecture, batch) if shape.classified_apart else None
+    losses = fake_score_losses(models, images, FakeScoreDraws(_noise(architecture, batch), gan, on_generated))
     torch.stack(list(losses.values())).sum().backward()
 
 

@@ -27,7 +27,7 @@ def count_flops(architecture: Architecture) -> Flops:
         inputs = (sample, noise_level(1), architecture.conditions(1))
         found = [_count(lambda: denoiser(*inputs)), 0.0, 0.0]
         if fake_score.head is not None:
-            found[1] = _count(lambda: denoiser.call_network(*inputs, classify=True))
+            found[1] = _count(lambda: denoiser.call_network(*inputs, denoise=False, classify=True))
         if decoder is not None:
             fill(decoder)
             found[2] = _count(lambda: decoder.decode(sample))

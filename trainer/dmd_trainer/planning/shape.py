@@ -16,6 +16,7 @@ class StepShape:
         pairs: the generator passes as many noises of ODE pairs, too.
         lpips: and they are compared by LPIPS, decoded where there is a VAE.
         gan: a head on the fake score's bottleneck tells real and generated samples apart.
+        classified_apart: generated samples at another noise than they are denoised at.
         matching: there is a fake score to match distributions with; otherwise the regression on pairs is all.
         bf16: the networks run under autocast.
         teacher_bf16: the teacher does, since its weights are of 16 or 8 bits.
@@ -30,6 +31,7 @@ class StepShape:
     pairs: bool = False
     lpips: bool = False
     gan: bool = False
+    classified_apart: bool = False
     matching: bool = True
     bf16: bool = False
     teacher_bf16: bool = False
@@ -50,6 +52,7 @@ def step_shape(manifest: DMDDistillation, *, gpu: bool = True) -> StepShape:
         pairs=method.regression is not None,
         lpips=method.regression is not None and method.regression.loss == "LPIPS",
         gan=method.gan is not None,
+        classified_apart=method.gan is not None and method.gan.max_timestep is not None,
         matching=method.fake_score_updates > 0,
         bf16=training.precision == "bf16",
         teacher_bf16=spec.teacher.weights != "fp32",

@@ -91,8 +91,10 @@ def count_step(spec: Spec) -> StepWork:
     forward = simulated + _guided(spec) + 1 + (method.fake_score_updates - 1) * (1 + simulated)
     if method.guidance_noise is not None:  # the teacher at its noise too
         forward += 1
-    # The GAN head's passes: one in the generator's update, two, real and generated, in each of the fake score's.
-    classified = 1 + 2 * method.fake_score_updates if method.gan is not None else 0
+    # The GAN head's passes: one in the generator's update, and one of real images in each of the fake score's, where
+    # generated ones are classified as they are denoised, unless the head's noise is bounded.
+    each = 0 if method.gan is None else 1 if method.gan.max_timestep is None else 2
+    classified = each and 1 + each * method.fake_score_updates
     ratio = method.divergence != "ReverseKL"
     return StepWork(forward, float(1 + regression + method.fake_score_updates), float(ratio), float(classified))
 
