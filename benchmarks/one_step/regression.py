@@ -10,6 +10,11 @@ from dmd_trainer.dmd.losses import l2_regression_loss
 
 def regression(setting: Setting, learning_rate: float, share: float = 0.5) -> Sampler:
     """A one-step generator by the L2 distance to ODE pairs, which take `share` of the budget."""
+    return one_step(regressed(setting, learning_rate, share))
+
+
+def regressed(setting: Setting, learning_rate: float, share: float) -> Denoiser:
+    """As `regression`, before it becomes a sampler."""
     pairs, draws = setting.pairs(share), setting.draws(1)
 
     def loss(student: Denoiser) -> Tensor:
@@ -17,4 +22,4 @@ def regression(setting: Setting, learning_rate: float, share: float = 0.5) -> Sa
         return l2_regression_loss(one_step(student)(noise, condition), images)
 
     updates = setting.updates(UPDATE, spent=pairs.cost)
-    return one_step(train(setting.teacher.denoiser, loss, updates, learning_rate))
+    return train(setting.teacher.denoiser, loss, updates, learning_rate)
