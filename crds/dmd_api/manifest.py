@@ -53,7 +53,7 @@ class DMDDistillation(Model):
         return self.spec.tracking.registered_model or self.metadata.name
 
 
-LATER = ("divergence", "guidance_noise")
+LATER = ("divergence", "guidance_noise", "matching_noise")
 """Fields of `method` that are younger than stored runs: they do not count at their defaults, so that runs are found."""
 
 

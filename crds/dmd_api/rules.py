@@ -80,6 +80,22 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "method.matchingNoise",
+        "minTimestep may not be more than maxTimestep",
+        "!has(self.method.matchingNoise) || "
+        "self.method.matchingNoise.minTimestep <= self.method.matchingNoise.maxTimestep",
+        lambda s: (
+            s.method.matching_noise is None
+            or s.method.matching_noise.min_timestep <= s.method.matching_noise.max_timestep
+        ),
+    ),
+    Rule(
+        "method.matchingNoise",
+        "the regression alone matches no distributions; leave method.matchingNoise out",
+        "!has(self.method.matchingNoise) || !has(self.method.fakeScoreUpdates) || self.method.fakeScoreUpdates > 0",
+        lambda s: s.method.matching_noise is None or s.method.fake_score_updates > 0,
+    ),
+    Rule(
         "method.guidanceNoise",
         "only guidance has it; set teacher.guidanceScale, or leave method.guidanceNoise out",
         "!has(self.method.guidanceNoise) || self.teacher.guidanceScale != 1.0",

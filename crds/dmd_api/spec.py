@@ -195,8 +195,8 @@ class Gan(Model):
     )
 
 
-class GuidanceNoise(Model):
-    """The noise levels of guidance alone, drawn uniformly (decoupled DMD, arXiv 2511.22677)."""
+class NoiseRange(Model):
+    """The noise levels at which something is drawn, by the teacher's schedule: each index as often as another."""
 
     min_timestep: int = Field(ge=0, le=100_000, description="The least noisy index of the teacher's schedule.")
     max_timestep: int = Field(ge=0, le=100_000, description="The noisiest index.")
@@ -237,7 +237,12 @@ class Method(Model):
         description="The divergence that distribution matching lessens: DMD's own is the reverse KL; the others weight "
         "each image by the GAN head's ratio of real to generated (f-distill), which keeps more of the modes.",
     )
-    guidance_noise: GuidanceNoise | None = Field(
+    matching_noise: NoiseRange | None = Field(
+        None,
+        description="The noise at which distributions are matched: levels where the picture is neither whole nor gone "
+        "do the most. Default: the middle 96 % of the schedule's indices.",
+    )
+    guidance_noise: NoiseRange | None = Field(
         None,
         description="Gives guidance noise of its own, apart from distribution matching's (decoupled DMD). Default: "
         "they share it.",

@@ -210,6 +210,8 @@ def test_younger_fields_with_their_defaults_leave_runs_where_they_are() -> None:
         assert manifest_hash(load_manifest(EXAMPLES[0].with_name(f"{name}.yaml"))) == expected
     base = manifest_hash(parse_manifest(MANIFEST))
     assert manifest_hash(parse_manifest(changed("spec.method.divergence", "ReverseKL"))) == base
+    bounded = changed("spec.method.matchingNoise", {"minTimestep": 1, "maxTimestep": 2})
+    assert manifest_hash(parse_manifest(bounded)) != base
     guided = changed("spec.teacher.guidanceScale", 2)
     apart = copy.deepcopy(guided)
     apart["spec"]["method"]["guidanceNoise"] = {"minTimestep": 1, "maxTimestep": 2}

@@ -30,6 +30,8 @@ BROKEN: dict[str, dict[str, Any]] = {
     "method.gan": changed("spec.method.gan", {}),
     "data.images": changed("spec.method", {"name": "DMD2", "gan": {}}),
     "method.divergence": changed("spec.method.divergence", "Jeffreys"),
+    "method.matchingNoise: minTimestep": changed("spec.method.matchingNoise", {"minTimestep": 3, "maxTimestep": 2}),
+    "method.matchingNoise: the regression": changed("spec.method.fakeScoreUpdates", 0),
     "method.guidanceNoise: only": changed("spec.method.guidanceNoise", {"minTimestep": 1, "maxTimestep": 2}),
     "method.guidanceNoise: minTimestep": changed("spec.method.guidanceNoise", {"minTimestep": 3, "maxTimestep": 2}),
     "method.generatorSteps": changed("spec.method.generatorSteps", 4),
@@ -49,6 +51,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "tracking.registeredModel": changed("spec.tracking.registeredModel", "it's"),
     "metadata.name": changed("metadata.name", "n" * 47),
 }
+BROKEN["method.matchingNoise: the regression"]["spec"]["method"]["matchingNoise"] = {"minTimestep": 1, "maxTimestep": 2}
 BROKEN["method.guidanceNoise: minTimestep"]["spec"]["teacher"]["guidanceScale"] = 2
 del BROKEN["evaluation.reference"]["spec"]["evaluation"]["reference"]
 

@@ -267,6 +267,16 @@ def test_the_discriminator_sees_no_more_noise_than_it_may(tiny_teacher: Path) ->
             assert float(noise.level.sigma.max()) > 0.8 * float(schedule.sigmas[highest])
 
 
+def test_distributions_are_matched_at_the_levels_that_are_given(tiny_teacher: Path) -> None:
+    teacher = load_teacher(tiny_teacher)
+    schedule = teacher.denoiser.schedule
+    draws = distilled(teacher, updates=0, matchingNoise={"minTimestep": 300, "maxTimestep": 302}).draws
+    drawn = draws.generator(0, list(range(60))).matching.level.sigma
+    assert set(drawn.tolist()) == set(schedule.sigmas[300:303].tolist())
+    everywhere = draws.fake_score(0, 0, 0, [list(range(400))], {}).denoising.level.sigma
+    assert float(everywhere.max()) > float(schedule.sigmas[900])
+
+
 def test_steps_are_drawn_for_each_sample_and_reached_by_those_before(tiny_teacher: Path) -> None:
     """Each sample's input is that of its own step, as if its batch had no other."""
     teacher = load_teacher(tiny_teacher)

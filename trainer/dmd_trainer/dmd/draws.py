@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmd_api.spec import Gan, Spec
+from dmd_api.spec import Gan, NoiseRange, Spec
 from dmd_trainer.conditions.base import Conditions, Drawn
 from dmd_trainer.diffusion.denoiser import Condition
 from dmd_trainer.diffusion.randomness import KeyedRandom
@@ -70,7 +70,8 @@ class Draws:
 
     def __init__(self, data: TrainingData, spec: Spec, teacher: Teacher, dtype: torch.dtype) -> None:
         self.data = data
-        self._seed, self._gan, self._guidance = spec.training.seed, spec.method.gan, spec.method.guidance_noise
+        self._seed, self._gan = spec.training.seed, spec.method.gan
+        self._matching, self._guidance = spec.method.matching_noise, spec.method.guidance_noise
         self._fake_score_updates, self._generator_steps = spec.method.fake_score_updates, spec.method.generator_steps
         self._schedule, self._shape, self._dtype = teacher.denoiser.schedule, teacher.sample_shape, dtype
         self._device = self._schedule.sigmas.device
@@ -92,11 +93,10 @@ class Draws:
         """Draws for one generator update on the samples `indices`."""
         random = KeyedRandom(self._seed, _latent_stream(0), step, indices)
         latent = self._latent(random, self.generator_step(step, 0, indices))
-        matching = self._noise(random, *middle_indices(len(self._schedule)))
+        matching = self._noise(random, *self._matching_levels())
         pairs = self._pairs(random) if self.data.pairs is not None else None
         gan = self._gan_noise(random, self._gan) if self._gan is not None else None
-        bounds = self._guidance
-        guidance = None if bounds is None else self._noise(random, bounds.min_timestep, bounds.max_timestep + 1)
+        guidance = None if self._guidance is None else self._noise(random, *_bounds(self._guidance))
         return GeneratorDraws(latent, matching, pairs, gan, guidance)
 
     def pairs(self, step: int, indices: Sequence[int]) -> PairBatch:
@@ -145,6 +145,9 @@ class Draws:
         level = self._schedule.at(random.integers(low, high).to(self._device))
         return Noise(self._normal(random), level)
 
+    def _matching_levels(self) -> tuple[int, int]:
+        return middle_indices(len(self._schedule)) if self._matching is None else _bounds(self._matching)
+
     def _gan_noise(self, random: KeyedRandom, gan: Gan) -> Noise:
         """The discriminator sees all levels of noise (arXiv 2405.14867, section 4.3), or those up to a bound."""
         return self._noise(random, 0, len(self._schedule) if gan.max_timestep is None else gan.max_timestep + 1)
@@ -171,6 +174,11 @@ class Draws:
         assert self.data.real_images is not None
         random = KeyedRandom(self._seed, f"real images {update}", step, parts[part])
         return random.integers(0, len(self.data.real_images))
+
+
+def _bounds(levels: NoiseRange) -> tuple[int, int]:
+    """The indices [low, high) of noise levels."""
+    return levels.min_timestep, levels.max_timestep + 1
 
 
 def _latent_stream(update: int) -> str:

@@ -114,6 +114,8 @@ def _timesteps(method: Method) -> list[tuple[str, int | None]]:
     named = [("generatorTimestep", method.generator_timestep)]
     if method.gan is not None:
         named.append(("gan.maxTimestep", method.gan.max_timestep))
+    if method.matching_noise is not None:
+        named.append(("matchingNoise.maxTimestep", method.matching_noise.max_timestep))
     if method.guidance_noise is not None:
         named.append(("guidanceNoise.maxTimestep", method.guidance_noise.max_timestep))
     return named
