@@ -14,7 +14,8 @@ not use):
     Progressive distillation                                 0.713    0.634    0.775
     Rectified flow (2-reflow)                                1.020    0.617    0.516
 
-On glyphs the pilot is at the budget that is reported, and its runs are stored beside the comparison's.
+On glyphs the pilot is at the budget that is reported, and its runs are stored beside the comparison's. It is not
+finished: until then rates are those of the search in docs/method.md, or guesses.
 """
 
 from collections.abc import Callable
