@@ -97,7 +97,7 @@ def run() -> dict[str, Any]:
 
 
 def pilot(*methods: str, budget: int = PILOT_BUDGET, seed: int = PILOT_SEED) -> None:
-    """Prints methods' FIDs with each learning rate, on a seed that the comparison does not use."""
+    """Prints methods' FIDs with each learning rate; by default on a seed that the comparison does not use."""
     setting = emoji_setting(budget, seed)
     for method in methods or METHODS:
         for rate in PILOT_RATES:

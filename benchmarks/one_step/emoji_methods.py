@@ -182,11 +182,8 @@ def reflow(setting: Setting, learning_rate: float, share: float = 0.5) -> Sample
     x_s = (1 - s) x_1 + s z is x_t / (alpha + sigma) at s = sigma / (alpha + sigma), so that the teacher's network
     carries the flow, and the loss |x_1 - z - v|^2 is that of the prediction of x_1 over s^2.
     """
-    pairs, draws, schedule = (
-        make_pairs(setting, round(share * setting.budget)),
-        setting.draws(4),
-        setting.teacher.denoiser.schedule,
-    )
+    pairs, draws = make_pairs(setting, round(share * setting.budget)), setting.draws(4)
+    schedule = setting.teacher.denoiser.schedule
     shares = schedule.sigmas / (schedule.alphas + schedule.sigmas)
 
     def loss(student: Denoiser) -> Tensor:
