@@ -342,14 +342,11 @@ def test_the_next_replica_takes_over_when_the_leader_is_killed(
         leader = eventually(lambda: _holder(api, namespace), "somebody leads")
         played.ends[namespace] = lambda pod: None if pod["metadata"]["labels"][STAGE] == "distill" else succeed(pod)
         api.kubectl.apply(manifest("run", namespace))
-        eventually(lambda: phase(api, namespace) == "Distilling", "it distils")
+        # The phase is written before the Job is made: only once the Job is there is work in flight.
+        (uid,) = eventually(lambda: _distill_jobs(api, namespace), "it distils")
         replicas.pop(leader).stop(signal.SIGKILL)
         (other,) = replicas
         eventually(lambda: _holder(api, namespace) == other, "the other one leads")
-        (uid,) = (
-            job["metadata"]["uid"]
-            for job in api.kubectl.get("jobs", "-n", namespace, "-l", "dmd-operator.io/stage=distill")["items"]
-        )
         played.ends[namespace] = succeed
         _end_pods(api, namespace)
         live.wait_until_complete(api.kubectl, "run", namespace)
@@ -363,6 +360,12 @@ def test_the_next_replica_takes_over_when_the_leader_is_killed(
 def _holder(api: ControlPlane, namespace: str) -> str:
     lease = api.kubectl.get("lease", "dmd-operator", "-n", namespace)
     return str(lease["spec"].get("holderIdentity") or "")
+
+
+def _distill_jobs(api: ControlPlane, namespace: str) -> list[str]:
+    """The uids of the namespace's Jobs of distill."""
+    jobs = api.kubectl.get("jobs", "-n", namespace, "-l", "dmd-operator.io/stage=distill")["items"]
+    return [job["metadata"]["uid"] for job in jobs]
 
 
 def _end_pods(api: ControlPlane, namespace: str) -> None:
