@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.one_step import SAMPLES, sampled
-from benchmarks.one_step.pairs import COST, TeacherPairs, make_pairs
+from benchmarks.one_step.pairs import TeacherPairs, make_pairs, pair_cost
 from benchmarks.one_step.runs import Runs
 from benchmarks.one_step.tasks import Task, glyphs_task, in_range
 from benchmarks.one_step.teacher import teacher_samplers
@@ -28,8 +28,8 @@ COUNTS = (2_000, 10_000, 50_000)
 BATCH = 500
 EVALUATIONS = {"Teacher, Euler": (18,), "Teacher, Heun": (35, 79)}
 """Those of the teacher's samplers whose FIDs are reported."""
-LEARNT_FROM, LOOKED_AT = 5_000, 1_000
-"""ODE images that a network learns from, and others that it is compared with the teacher on."""
+STEPS, LEARNT_FROM, LOOKED_AT = 18, 5_000, 1_000
+"""Heun's steps of ODE images; how many a network learns from, and others that it is compared with the teacher on."""
 UPDATES, LEARNING_RATE, SEED = 1_000, 3e-4, 1_000
 BANDS = ((0.0, 0.1), (0.1, 1.0), (1.0, 10.0), (10.0, 100.0))
 """Noise scales sigma, from and up to."""
@@ -46,7 +46,8 @@ def run() -> dict[str, Any]:
             found = sampled(task, runs, name, evaluations, samplers[evaluations], 0, SAMPLES["glyphs"])
             print(f"{name}, {evaluations} evaluations: FID {found['fid']:.4f}", flush=True)
             fids[f"{name}, {evaluations} evaluations"] = found
-    pairs = make_pairs(task.teacher, COST * (LEARNT_FROM + LOOKED_AT), SEED, task.classes)
+    evaluations = pair_cost(STEPS) * (LEARNT_FROM + LOOKED_AT)
+    pairs = make_pairs(task.teacher, evaluations, SEED, task.classes, STEPS)
     result |= {"teacher": fids, "residual": residual(task, pairs), "nearest": nearest(task, pairs)}
     print(result["residual"], result["nearest"], flush=True)
     return result

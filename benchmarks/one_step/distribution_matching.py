@@ -8,7 +8,7 @@ from benchmarks.one_step.regression import regressed
 from benchmarks.one_step.setting import FORWARD, UPDATE, Sampler, Setting
 from benchmarks.one_step.training import as_in_manifest
 from dmd_api.loading import load_manifest
-from dmd_api.spec import Gan
+from dmd_api.spec import Gan, NoiseRange
 from dmd_trainer.data.pairs import Pairs
 from dmd_trainer.dmd.distillation import Distillation
 from dmd_trainer.dmd.draws import TrainingData
@@ -29,6 +29,7 @@ def distribution_matching(
     weight: float | None = None,
     gan: float | None = None,
     first: float = 0.0,
+    noise: tuple[int, int] | None = None,
 ) -> Sampler:
     """A one-step generator by distribution matching.
 
@@ -41,6 +42,7 @@ def distribution_matching(
         gan: the weight of the generator's GAN loss; None leaves the GAN out.
         first: share of the budget for a regression that the generator starts from, half of it for its pairs, which are
             then the ones of `share` as well.
+        noise: the levels that distributions are matched at, from and to; None for the trainer's own.
     """
     spec = load_manifest(EXAMPLE).spec
     initial, spent = TEACHERS, 0
@@ -53,6 +55,8 @@ def distribution_matching(
     each = cost(fake_score_updates, pairs is not None, gan is not None)
     updates = setting.updates(each, spent or (pairs.cost if pairs else 0))
     method: dict[str, Any] = {"fake_score_updates": fake_score_updates}
+    if noise is not None:
+        method["matching_noise"] = NoiseRange(min_timestep=noise[0], max_timestep=noise[1])
     if gan is not None:
         method["gan"] = Gan(generator_weight=gan)
     if pairs is None or spec.method.regression is None:

@@ -10,27 +10,23 @@ from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.diffusion.solvers import heun
 from dmd_trainer.families.teacher import Teacher
 
-STEPS = 18
-COST = 2 * STEPS - 1
-"""Network evaluations of a pair: Heun evaluates twice a step but for the last one."""
 CHUNK = 64
 
 
 @dataclass(frozen=True)
 class TeacherPairs:
-    """Noise [N, C, H, W], the teacher's solution of it, and the classes [N]; read as the trainer's `Pairs` are."""
+    """Noise [N, C, H, W], the teacher's solution of it, and the classes [N]; read as the trainer's `Pairs` are.
+
+    `cost` is the network evaluations that they took.
+    """
 
     noise: Tensor
     images: Tensor
     labels: Tensor
+    cost: int
 
     def __len__(self) -> int:
         return len(self.noise)
-
-    @property
-    def cost(self) -> int:
-        """The network evaluations they took."""
-        return COST * len(self)
 
     def at(self, indices: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """The pairs at `indices` [B]: (noise, images, condition)."""
@@ -41,22 +37,26 @@ class TeacherPairs:
         return self.at(torch.randint(len(self), (count,), generator=draws))
 
 
-_made: dict[tuple[str, int], list[TeacherPairs]] = {}
+_made: dict[tuple[str, int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
 
 
-def make_pairs(teacher: Teacher, evaluations: int, seed: int, classes: int) -> TeacherPairs:
-    """The first pairs of `seed` that `evaluations` pay for.
+def pair_cost(steps: int) -> int:
+    """Network evaluations of a pair: Heun's method evaluates twice a step but for the last one."""
+    return 2 * steps - 1
+
+
+def make_pairs(teacher: Teacher, evaluations: int, seed: int, classes: int, steps: int) -> TeacherPairs:
+    """The first pairs of `seed` that `evaluations` pay for, each by `steps` steps of Heun's method.
 
     Chunks are kept, since methods share them; whoever uses them is charged for all the same.
     """
-    count = max(1, evaluations // COST)
-    chunks = _made.setdefault((teacher.digest, seed), [])
+    count = max(1, evaluations // pair_cost(steps))
+    chunks = _made.setdefault((teacher.digest, seed, steps), [])
     while len(chunks) * CHUNK < count:
         start = len(chunks) * CHUNK
         random = KeyedRandom(seed, "pairs", 0, range(start, start + CHUNK))
         labels, noise = random.integers(0, classes), random.normal(teacher.sample_shape)
-        images = heun(teacher.denoiser, teacher.denoiser.schedule, noise, {"class_labels": labels}, STEPS)
-        chunks.append(TeacherPairs(noise, images, labels))
-    columns = ((chunk.noise, chunk.images, chunk.labels) for chunk in chunks)
-    noise, images, labels = (torch.cat(column)[:count] for column in zip(*columns, strict=True))
-    return TeacherPairs(noise, images, labels)
+        images = heun(teacher.denoiser, teacher.denoiser.schedule, noise, {"class_labels": labels}, steps)
+        chunks.append((noise, images, labels))
+    noise, images, labels = (torch.cat(column)[:count] for column in zip(*chunks, strict=True))
+    return TeacherPairs(noise, images, labels, cost=count * pair_cost(steps))

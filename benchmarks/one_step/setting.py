@@ -45,7 +45,7 @@ class Setting:
 
     def pairs(self, share: float) -> TeacherPairs:
         """As many ODE pairs as `share` of the budget pays for."""
-        return make_pairs(self.teacher, round(self.budget * share), self.seed, self.task.classes)
+        return make_pairs(self.teacher, round(self.budget * share), self.seed, self.task.classes, self.task.pair_steps)
 
     def draws(self, stream: int) -> torch.Generator:
         """The random numbers of one purpose."""

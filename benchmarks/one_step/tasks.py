@@ -35,6 +35,7 @@ class Task:
         classes: how many there are.
         classifier: in whose features samples are measured.
         reference: the images [M, C, H, W] that they are measured against.
+        pair_steps: of Heun's method, for an ODE pair.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Task:
     classes: int
     classifier: str
     reference: Callable[[], Tensor]
+    pair_steps: int
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,6 +83,7 @@ def digits() -> Task:
         classes=10,
         classifier="digits-classifier",
         reference=lambda: images,
+        pair_steps=18,
     )
 
 
@@ -95,6 +98,8 @@ def glyphs_task() -> Task:
         classes=glyphs.CLASSES,
         classifier="glyphs-classifier",
         reference=lambda: drawn(*SETS["builtin://glyphs-held-out"]),
+        # As good as 18: FID 3.04 beside 3.2, and 8 have 5.5.
+        pair_steps=12,
     )
 
 

@@ -17,7 +17,7 @@ from benchmarks.one_step.emoji_setting import ddim_levels, emoji_setting, level_
 from benchmarks.one_step.emoji_setting import ddim_step as latent_ddim_step
 from benchmarks.one_step.figure import plot
 from benchmarks.one_step.methods import METHODS
-from benchmarks.one_step.pairs import COST, TeacherPairs, make_pairs
+from benchmarks.one_step.pairs import TeacherPairs, make_pairs, pair_cost
 from benchmarks.one_step.progressive import ddim_step, halvable_sigmas, two_steps_target
 from benchmarks.one_step.reflow import reflow_loss, velocity
 from benchmarks.one_step.runs import Run, Runs
@@ -150,14 +150,14 @@ def test_euler_arrives_where_heun_does() -> None:
 
 
 def test_pairs_are_the_solutions_of_their_noise_and_more_money_buys_more_of_the_same() -> None:
-    teacher = digits().teacher
-    few, more = (make_pairs(teacher, money, seed=7, classes=10) for money in (3 * COST, 5 * COST + 1))
-    assert (len(few), len(more), few.cost) == (3, 5, 3 * COST)
+    teacher, each = digits().teacher, pair_cost(18)
+    few, more = (make_pairs(teacher, money, seed=7, classes=10, steps=18) for money in (3 * each, 5 * each + 1))
+    assert (len(few), len(more), few.cost) == (3, 5, 3 * each)
     noise, images, condition = more.at(torch.tensor([0, 2]))
     torch.testing.assert_close(images, few.images[[0, 2]])
     solved = heun(teacher.denoiser, teacher.denoiser.schedule, noise, condition, 18)
     torch.testing.assert_close(images, solved, rtol=1e-3, atol=1e-3)
-    assert not torch.equal(make_pairs(teacher, COST, seed=8, classes=10).noise, few.noise[:1])
+    assert not torch.equal(make_pairs(teacher, each, seed=8, classes=10, steps=18).noise, few.noise[:1])
 
 
 def test_training_goes_down_and_returns_the_average() -> None:
