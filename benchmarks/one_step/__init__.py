@@ -64,7 +64,7 @@ def distilled(
         print(f"seed {seed}: {method:40} {learning_rate:.0e} FID {score['fid']:8.3f} {seconds:6.0f} s", flush=True)
         return score
 
-    settings = METHODS[task.name][method].settings
+    settings = METHODS[task.name][method].settings | {"batch": task.batch, "pair_steps": task.pair_steps}
     return runs.get(Run(task.name, teacher_of(task), method, settings, learning_rate, budget, seed, samples), make)
 
 

@@ -1,7 +1,10 @@
 """DMD, DMD2 with and without its GAN, variational score distillation: the trainer's `Distillation`, differently set."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any, cast
+
+from torch import Tensor
 
 from benchmarks.digits import EXAMPLE
 from benchmarks.one_step.regression import regressed
@@ -48,8 +51,7 @@ def distribution_matching(
     initial, spent = TEACHERS, 0
     if first:
         before = replace(setting, budget=round(first * setting.budget))
-        network = regressed(before, FIRST_RATE, 0.5).network
-        initial, spent = InitialWeights(generator=network.state_dict()), before.budget
+        initial, spent = InitialWeights(generator=first_regression(before)), before.budget
         share = first / 2 if share else 0.0
     pairs = setting.pairs(share) if share else None
     each = cost(fake_score_updates, pairs is not None, gan is not None)
@@ -79,6 +81,12 @@ def distribution_matching(
     for _ in range(updates):
         distillation.step()
     return distillation.ema_generator
+
+
+@cache
+def first_regression(setting: Setting) -> dict[str, Tensor]:
+    """The weights after a regression; kept, since methods share it, and charged to each."""
+    return dict(regressed(setting, FIRST_RATE, 0.5).network.state_dict())
 
 
 def cost(fake_score_updates: int, with_pairs: bool, with_gan: bool) -> float:

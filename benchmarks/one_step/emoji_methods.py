@@ -25,7 +25,6 @@ from torch import Tensor
 from benchmarks.one_step.emoji_setting import (
     BATCH,
     CPU,
-    PAIR_COST,
     Setting,
     ddim_levels,
     ddim_step,
@@ -66,7 +65,7 @@ def distribution_matching(
     # Generator, guided real score, fake score, its updates, fresh images for all but one.
     cost = UPDATE * (1 if pairs is None else 2) + 3 * FORWARD
     cost += UPDATE * fake_score_updates + FORWARD * (fake_score_updates - 1)
-    updates = setting.updates(cost, 0 if pairs is None else PAIR_COST * len(pairs))
+    updates = setting.updates(cost, 0 if pairs is None else pairs.cost)
     method: dict[str, Any] = {"fake_score_updates": fake_score_updates}
     if pairs is None or spec.method.regression is None:
         method |= {"name": "DMD2", "regression": None}
@@ -95,7 +94,7 @@ def regression(setting: Setting, learning_rate: float, share: float = 0.5) -> Sa
         noise, latents, prompts = pairs.draw(BATCH, draws)
         return l2_regression_loss(one_step(student)(noise, setting.conditions.embed(prompts, CPU)), latents)
 
-    updates = setting.updates(UPDATE, PAIR_COST * len(pairs))
+    updates = setting.updates(UPDATE, pairs.cost)
     return one_step(train(setting.teacher.denoiser, loss, updates, learning_rate))
 
 
@@ -195,7 +194,7 @@ def reflow(setting: Setting, learning_rate: float, share: float = 0.5) -> Sample
         predicted = student(add_noise(latents, noise, level), level, setting.conditions.embed(prompts, CPU))
         return ((predicted - latents) / per_sample(shares[index], latents)).square().mean()
 
-    updates = setting.updates(UPDATE, PAIR_COST * len(pairs))
+    updates = setting.updates(UPDATE, pairs.cost)
     return one_step(train(setting.teacher.denoiser, loss, updates, learning_rate))
 
 

@@ -104,7 +104,7 @@ def make_pairs(setting: Setting, evaluations: int) -> PromptPairs:
         noises.append(noise)
         solutions.append(solver(noise, setting.conditions.embed(drawn, CPU)))
         prompts.append(drawn["prompt"])
-    return PromptPairs(torch.cat(noises), torch.cat(solutions), torch.cat(prompts))
+    return PromptPairs(torch.cat(noises), torch.cat(solutions), torch.cat(prompts), cost=total * PAIR_COST)
 
 
 def ddim_levels(schedule: Schedule, steps: int) -> NoiseLevel:

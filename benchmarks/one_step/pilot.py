@@ -10,7 +10,6 @@ from benchmarks.one_step.runs import Runs
 from benchmarks.one_step.tasks import TASKS
 from dmd_api.errors import TrainingDivergedError
 
-LEARNING_RATES = {"digits": (1e-4, 3e-4, 1e-3, 3e-3), "glyphs": (3e-4, 1e-3, 3e-3)}
 PILOT_BUDGETS = {"digits": 100_000, "glyphs": BUDGETS["glyphs"]}
 SEED, SAMPLES = 100, {"digits": 5_000, "glyphs": 10_000}
 
@@ -21,7 +20,7 @@ def main(name: str = "digits", *methods: str) -> None:
     task, runs = TASKS[name](), Runs()
     for method in methods or METHODS[name]:
         found = []
-        for learning_rate in LEARNING_RATES[name]:
+        for learning_rate in METHODS[name][method].tried:
             try:
                 fid = distilled(task, runs, method, learning_rate, PILOT_BUDGETS[name], SEED, SAMPLES[name])["fid"]
             except TrainingDivergedError:

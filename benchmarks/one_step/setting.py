@@ -26,18 +26,21 @@ class Setting:
         task: the teacher and its data.
         budget: network evaluations that training may cost, the making of ODE pairs included.
         seed: of every draw.
-        batch: samples an update.
     """
 
     task: Task
     budget: int
     seed: int
-    batch: int = 64
 
     @property
     def teacher(self) -> Teacher:
         """The task's."""
         return self.task.teacher
+
+    @property
+    def batch(self) -> int:
+        """The task's."""
+        return self.task.batch
 
     def updates(self, cost: float, spent: int = 0) -> int:
         """How many updates of `cost` network evaluations a sample are left after `spent`."""
