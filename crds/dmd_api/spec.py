@@ -239,8 +239,9 @@ class Method(Model):
     )
     matching_noise: NoiseRange | None = Field(
         None,
-        description="The noise at which distributions are matched: levels where the picture is neither whole nor gone "
-        "do the most. Default: the middle 96 % of the schedule's indices.",
+        description="The noise at which distributions are matched, and which the fake score and the GAN's head learn "
+        "at: levels where the picture is neither whole nor gone do the most. Default: matching at the middle 96 % of "
+        "the schedule's indices, the rest at all.",
     )
     guidance_noise: NoiseRange | None = Field(
         None,

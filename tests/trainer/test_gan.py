@@ -271,10 +271,29 @@ def test_distributions_are_matched_at_the_levels_that_are_given(tiny_teacher: Pa
     teacher = load_teacher(tiny_teacher)
     schedule = teacher.denoiser.schedule
     draws = distilled(teacher, updates=0, matchingNoise={"minTimestep": 300, "maxTimestep": 302}).draws
-    drawn = draws.generator(0, list(range(60))).matching.level.sigma
-    assert set(drawn.tolist()) == set(schedule.sigmas[300:303].tolist())
-    everywhere = draws.fake_score(0, 0, 0, [list(range(400))], {}).denoising.level.sigma
+    indices = list(range(60))
+    given = set(schedule.sigmas[300:303].tolist())
+    assert set(draws.generator(0, indices).matching.level.sigma.tolist()) == given
+    # The fake score is asked for nothing else, and learns nothing else.
+    assert set(draws.fake_score(0, 0, 0, [indices], {}).denoising.level.sigma.tolist()) == given
+    everywhere = distilled(teacher, updates=0).draws.fake_score(0, 0, 0, [list(range(400))], {}).denoising.level.sigma
     assert float(everywhere.max()) > float(schedule.sigmas[900])
+
+
+@pytest.mark.parametrize(("gan", "low", "high"), [({}, 300, 302), ({"maxTimestep": 3}, 0, 3)])
+def test_the_discriminator_sees_the_levels_that_are_matched_or_its_own(
+    tiny_teacher: Path, gan: dict[str, int], low: int, high: int
+) -> None:
+    teacher = load_teacher(tiny_teacher)
+    schedule = teacher.denoiser.schedule
+    matching = {"minTimestep": 300, "maxTimestep": 302}
+    draws = distilled(teacher, updates=0, gan=gan, matchingNoise=matching).draws
+    drawn = draws.generator(0, list(range(60)))
+    fake = draws.fake_score(0, 0, 0, [list(range(60))], drawn.latent.condition)
+    _, on_real = fake.gan or pytest.fail("no draws")
+    for noise in (drawn.gan, on_real, fake.on_generated or fake.denoising):
+        assert noise is not None
+        assert set(noise.level.sigma.tolist()) == set(schedule.sigmas[low : high + 1].tolist())
 
 
 def test_steps_are_drawn_for_each_sample_and_reached_by_those_before(tiny_teacher: Path) -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmd_api.errors import TrainingDivergedError
 from dmd_api.exit_codes import ExitCode
 from dmd_api.loading import parse_manifest
 from dmd_api.manifest import Spec
 from dmd_api.runtime import Stage
+from dmd_api.spec import NoiseRange
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.conditions.embeddings import PromptConditions, PromptEmbeddings
 from dmd_trainer.conditions.labels import ClassLabels
@@ -249,6 +250,20 @@ def test_measures_are_what_they_say(
 ) -> None:
     found = probe.measure(Given(teacher, solver, change), teacher.denoiser)
     assert found[measure] == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_are_compared_where_distributions_are_matched(teacher: Teacher, solver: Solver) -> None:
+    levels = NoiseRange(min_timestep=300, max_timestep=302)
+    probe = HealthProbe(teacher, solver, ClassLabels(10), seed=0, matching=levels)
+    mu_fake = teacher.denoiser.with_network(copy.deepcopy(teacher.denoiser.network))
+    seen: set[float] = set()
+
+    def note(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.update(kwargs["timestep"].tolist())
+
+    mu_fake.network.register_forward_pre_hook(note, with_kwargs=True)
+    probe.measure(Given(teacher, solver, lambda x: x), mu_fake)
+    assert seen == set(teacher.denoiser.schedule.times[300:303].float().tolist())
 
 
 def test_a_shifted_mean_is_a_drift_in_standard_deviations(teacher: Teacher, solver: Solver, probe: HealthProbe) -> None:

@@ -93,7 +93,7 @@ class Draws:
         """Draws for one generator update on the samples `indices`."""
         random = KeyedRandom(self._seed, _latent_stream(0), step, indices)
         latent = self._latent(random, self.generator_step(step, 0, indices))
-        matching = self._noise(random, *self._matching_levels())
+        matching = self._noise(random, *matching_indices(self._matching, len(self._schedule)))
         pairs = self._pairs(random) if self.data.pairs is not None else None
         gan = self._gan_noise(random, self._gan) if self._gan is not None else None
         guidance = None if self._guidance is None else self._noise(random, *_bounds(self._guidance))
@@ -121,12 +121,12 @@ class Draws:
             condition: the generated images'.
         """
         random = KeyedRandom(self._seed, f"fake score update {update}", step, parts[part])
-        denoising = self._noise(random, 0, len(self._schedule))
+        denoising = self._noise(random, *self._fake_score_indices())
         if self._gan is None:
             return FakeScoreDraws(denoising)
         real = self._real_images((step, update, part), parts, condition)
         on_real = self._gan_noise(random, self._gan)
-        # All levels are denoised. Where the head sees no more than some, it sees generated images at noise of its own.
+        # Where the head sees no more than some levels, it sees generated images at noise of its own.
         on_generated = None if self._gan.max_timestep is None else self._gan_noise(random, self._gan)
         return FakeScoreDraws(denoising, (real, on_real), on_generated)
 
@@ -145,12 +145,16 @@ class Draws:
         level = self._schedule.at(random.integers(low, high).to(self._device))
         return Noise(self._normal(random), level)
 
-    def _matching_levels(self) -> tuple[int, int]:
-        return middle_indices(len(self._schedule)) if self._matching is None else _bounds(self._matching)
+    def _fake_score_indices(self) -> tuple[int, int]:
+        """All of the schedule, or no more than what is matched: what it learnt elsewhere nobody would ask it for."""
+        return (0, len(self._schedule)) if self._matching is None else _bounds(self._matching)
 
     def _gan_noise(self, random: KeyedRandom, gan: Gan) -> Noise:
-        """The discriminator sees all levels of noise (arXiv 2405.14867, section 4.3), or those up to a bound."""
-        return self._noise(random, 0, len(self._schedule) if gan.max_timestep is None else gan.max_timestep + 1)
+        """The discriminator sees the fake score's levels of noise (arXiv 2405.14867, section 4.3: all), or those up to
+        a bound of its own.
+        """
+        low, high = self._fake_score_indices() if gan.max_timestep is None else (0, gan.max_timestep + 1)
+        return self._noise(random, low, high)
 
     def _normal(self, random: KeyedRandom) -> Tensor:
         return random.normal(self._shape).to(self._device, self._dtype)
@@ -174,6 +178,11 @@ class Draws:
         assert self.data.real_images is not None
         random = KeyedRandom(self._seed, f"real images {update}", step, parts[part])
         return random.integers(0, len(self.data.real_images))
+
+
+def matching_indices(noise: NoiseRange | None, length: int) -> tuple[int, int]:
+    """The indices [low, high) of a schedule of `length` at which distributions are matched: `method.matchingNoise`."""
+    return middle_indices(length) if noise is None else _bounds(noise)
 
 
 def _bounds(levels: NoiseRange) -> tuple[int, int]:

@@ -10,13 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dmd_api.spec import NoiseRange
 from dmd_trainer.conditions.base import Conditions
 from dmd_trainer.diffusion.default_solver import teacher_sampling
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
 from dmd_trainer.diffusion.generator import Generator
 from dmd_trainer.diffusion.randomness import KeyedRandom
-from dmd_trainer.diffusion.schedules import add_noise, middle_indices, per_sample
+from dmd_trainer.diffusion.schedules import add_noise, per_sample
 from dmd_trainer.diffusion.solvers import Solver, teacher_solver
+from dmd_trainer.dmd.draws import matching_indices
 from dmd_trainer.families.teacher import Teacher
 from dmd_trainer.runtime.context import StageContext
 
@@ -58,6 +60,7 @@ class HealthProbe:
         world_size: how many share the samples.
         micro_batch: at most so many samples go through a network at once.
         unguided: the sampler without guidance, where `solver` has it.
+        matching: the noise at which distributions are matched, and scores compared.
     """
 
     def __init__(
@@ -70,13 +73,14 @@ class HealthProbe:
         world_size: int = 1,
         micro_batch: int = MICRO_BATCH,
         unguided: Solver | None = None,
+        matching: NoiseRange | None = None,
     ) -> None:
         self._teacher = teacher.denoiser
         schedule = teacher.denoiser.schedule
         device, dtype = schedule.sigmas.device, torch.float32
         pairs = -(-SAMPLES // (2 * world_size))  # of this rank
         size = max(1, micro_batch // 2)
-        low, high = middle_indices(len(schedule))
+        low, high = matching_indices(matching, len(schedule))
         self._batches = []
         for start in range(0, pairs, size):
             count = min(size, pairs - start)
@@ -119,6 +123,7 @@ class HealthProbe:
             context.rank,
             context.world_size,
             unguided=None if scale == 1 else teacher_solver(teacher.denoiser, solver, steps),
+            matching=spec.method.matching_noise,
         )
 
     @torch.no_grad()
