@@ -141,6 +141,13 @@ def test_the_whole_way_with_a_ctrl_c_in_between(
     assert not list((run / "checkpoints").glob("*"))
     assert list((run / "pairs").iterdir())
 
+    # Another run can start from what is registered: the alias is looked for in this run's registry.
+    manifest["spec"]["method"]["initFrom"] = {"generator": {"uri": "models:/tiny@challenger"}}
+    (tmp_path / "next.yaml").write_text(yaml.safe_dump(manifest))
+    done = dmdctl("run", "next.yaml", folder=tmp_path)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "alias challenger not found" in done.stdout + done.stderr
+
     # What is registered can be sampled.
     done = dmdctl("sample", "models:/tiny@champion", "--out", "grid.png", "--count", 20, folder=tmp_path)
     assert done.returncode == 0, done.stderr

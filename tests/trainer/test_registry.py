@@ -18,19 +18,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dmd_api.errors import BadInputError, InfrastructureError, InterruptedRunError
 from dmd_api.loading import parse_manifest
+from dmd_api.spec import Location
 from dmd_api.stages import Stage
 from dmd_api.text import neutral
 from dmd_trainer.evaluation.gallery import GENERATOR_PICTURE
 from dmd_trainer.evaluation.report import Report, ThreeWay, TwoWay
+from dmd_trainer.families.initial_weights import read_initial_weights
 from dmd_trainer.families.teacher import load_teacher
 from dmd_trainer.publishing.export import CardFacts, call_arguments, export_pipeline
 from dmd_trainer.publishing.publish import finish_run, publish
 from dmd_trainer.publishing.registry import RegistryEntry, open_run, register_generator, set_alias
 from dmd_trainer.runtime.context import StageContext
+from dmd_trainer.runtime.fetch import local_path
+from dmd_trainer.runtime.registry import use_registry
 from dmd_trainer.runtime.storage import FileStorage
 from dmd_trainer.tracking.client import TrackedRun, failing_run, mlflow_client
 from dmd_trainer.tracking.tracker import Tracker
@@ -74,6 +79,35 @@ def test_a_version_is_ready_tagged_and_has_its_alias(registered: tuple[str, Path
     assert version.tags["dmd.teacher"] == neutral("".join(AWKWARD.values()))
     assert version.description.startswith("# tiny"), "the card, without what is for the hub"
     assert mlflow_client(registered[0]).get_registered_model("tiny").description == version.description
+
+
+def test_runs_read_registered_generators_and_do_not_mix_them(
+    registered: tuple[str, Path], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a teacher, and as what a run starts from; from the server of the run, whatever MLflow takes by itself."""
+    uri, _ = registered
+    teacher = load_teacher(tiny_teacher)
+    weights = {name: value + 1 for name, value in teacher.denoiser.network.state_dict().items()}
+    export_pipeline(teacher, weights, [999], tmp_path / "other", CardFacts("other", "file:///t", "DMD", "abc", "1"))
+    entry = RegistryEntry("other", tmp_path / "other", call_arguments("ConsistencyModelPipeline"), "x", "sha", {})
+    register_generator(TrackedRun(uri, "tests", "other", "other"), entry)
+    set_alias(uri, "other", "champion", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path / "elsewhere"))
+    scratch = tmp_path / "scratch"
+    with pytest.raises(BadInputError, match=r"tiny@champion: .*not found; check the name and spec\.tracking\.uri"):
+        local_path("models:/tiny@champion", scratch)
+
+    use_registry(uri)
+    for name, expected in (("tiny", teacher.denoiser.network.state_dict()), ("other", weights)):
+        folder = "pipeline" if name == "tiny" else name
+        for place in ("@champion", "/1", f"/1/artifacts/{folder}/unet"):
+            found = read_initial_weights(Location(uri=f"models:/{name}{place}"), "generator", scratch)
+            assert found is not None
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[key], value) for key, value in expected.items())
+        assert load_teacher(local_path(f"models:/{name}@champion", scratch)).sample_shape == teacher.sample_shape
+    with pytest.raises(BadInputError, match="alias"):
+        local_path("models:/tiny@challenger", scratch)
 
 
 FOREIGN = """

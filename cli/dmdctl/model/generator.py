@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dmd_api.errors import BadInputError
-from dmd_api.parsing import parse_yaml, read_yaml_text
-from dmd_api.paths import below
 from dmd_api.text import neutral
 from dmd_api.uris import masked
 from dmdctl.local.run import RUNS
@@ -179,7 +177,7 @@ def _in_folder(model: str, folder: Path) -> Found:
 def _registered(model: str, tracking: str | None, downloads: Path | None) -> Found:
     import mlflow
 
-    from dmd_trainer.runtime.sources import check_source
+    from dmd_trainer.runtime.registry import registered_pipeline
 
     uri = registry_uri(model, tracking)
     version = pinned(model, tracking)
@@ -188,15 +186,7 @@ def _registered(model: str, tracking: str | None, downloads: Path | None) -> Fou
     with _asking_registry(model, uri):
         place = {} if downloads is None else {"dst_path": str(downloads)}
         local = Path(mlflow.artifacts.download_artifacts(version, **place))
-    check_source(local, model)
-    with (local / "MLmodel").open("rb") as file:
-        (described,) = parse_yaml(read_yaml_text(file, f"{model}: MLmodel"), f"{model}: MLmodel")
-    try:
-        flavor = described["flavors"]["python_function"]
-        path, arguments = flavor["artifacts"]["pipeline"]["path"], flavor.get("config") or {}
-        pipeline = below(local, path, f"{model}: MLmodel")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadInputError(f"{model}: is not a generator that dmd-operator registered") from error
+    pipeline, arguments = registered_pipeline(local, model)
     return Found(model, pipeline, arguments, version.rpartition("/")[2])
 
 

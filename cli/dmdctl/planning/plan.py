@@ -17,6 +17,7 @@ from dmd_trainer.planning.work import Work, count_work
 from dmdctl.console import Console
 from dmdctl.display import duration
 from dmdctl.manifest_file import read_manifest
+from dmdctl.model.generator import REGISTERED, registry_uri
 from dmdctl.planning.gpu_plan import show_gpu_plan
 from dmdctl.verbosity import quiet_libraries, quiet_warnings
 
@@ -55,6 +56,7 @@ def show_plan(file: Path, probe: bool | None, gpu: str, gpu_memory: int) -> None
     """
     manifest = read_manifest(file)
     find_gpu(gpu)  # before the work
+    _find_registry(manifest)
     architecture = architecture_of(manifest)
     console = Console()
     console.print_line((manifest.metadata.name, "bold"), f"  manifest {manifest_hash(manifest)}")
@@ -86,6 +88,15 @@ def _objects(manifest: DMDDistillation) -> Table:
         meets = "and a Service" if stage.meets(size.nodes) else ""
         table.add_row(f"{manifest.metadata.name}-{stage}-1", str(size.nodes), str(size.processes_per_node), meets)
     return table
+
+
+def _find_registry(manifest: DMDDistillation) -> None:
+    """Where the teacher is a registered model, lets it be found where `dmdctl sample` would find it."""
+    teacher, tracking = manifest.spec.teacher.uri, manifest.spec.tracking.uri
+    if teacher.startswith(REGISTERED):
+        from dmd_trainer.runtime.registry import use_registry
+
+        use_registry(registry_uri(teacher, tracking))
 
 
 def _probe_teacher(manifest: DMDDistillation) -> Probe:

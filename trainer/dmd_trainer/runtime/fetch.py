@@ -8,6 +8,7 @@ from dmd_api.errors import BadInputError
 from dmd_api.paths import below
 from dmd_api.uris import parse_uri
 from dmd_trainer.runtime.hub import from_hub
+from dmd_trainer.runtime.registry import from_registry
 from dmd_trainer.runtime.sources import check_source, is_own
 from dmd_trainer.runtime.storage import CLAIMS, Storage, open_storage
 
@@ -47,7 +48,7 @@ def local_path(uri: str, scratch: Path, *, headers_only: bool = False) -> Path:
         case "hf":
             path = from_hub(parsed.path)
         case "models":
-            path = _from_registry(uri, scratch)
+            path = from_registry(uri, scratch)
         case other:
             raise BadInputError(f"{uri}: {other}:// cannot be read from; use file://, s3://, hf:// or models:/")
     if not path.exists():
@@ -76,12 +77,3 @@ def _from_storage(uri: str, scratch: Path, *, headers_only: bool) -> Path:
     for key, path in [(key, below(folder, key, uri)) for key in keys]:  # all are looked at before one is written
         download(storage, key, path)
     return folder
-
-
-def _from_registry(uri: str, scratch: Path) -> Path:
-    import mlflow
-
-    try:
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(scratch / "fetched")))
-    except mlflow.exceptions.MlflowException as error:
-        raise BadInputError(f"{uri}: {error.message}; check the name and the tracking server") from error

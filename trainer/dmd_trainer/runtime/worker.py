@@ -23,6 +23,7 @@ from dmd_trainer.runtime.context import StageContext
 from dmd_trainer.runtime.finished import read_result, write_result
 from dmd_trainer.runtime.launcher import RESULTS, end_with_parent
 from dmd_trainer.runtime.progress import ProgressBoard, ProgressServer
+from dmd_trainer.runtime.registry import use_registry
 from dmd_trainer.runtime.storage import open_storage
 
 LOST_PEER = ("connection closed by peer", "connection reset", "connection refused", "timed out", "gloo", "nccl")
@@ -55,6 +56,8 @@ def main() -> ExitCode:
 
 def _run(stage: Stage, rank: int) -> dict[str, Any]:
     manifest = parse_manifest(_json(os.environ[runtime.MANIFEST]))
+    assert manifest.spec.tracking.uri is not None, "whoever starts a stage resolves the defaults"
+    use_registry(manifest.spec.tracking.uri)
     attempt = int(os.environ.get(runtime.ATTEMPT, "1"))
     run_key = os.environ[runtime.RUN_KEY]
     storage = manifest.spec.storage
