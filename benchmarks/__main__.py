@@ -19,7 +19,7 @@ NAMES = (
     "reading",
     "serving",
 )
-BY_NAME = ("chaos", "glyphs", "one_step.glyphs")
+BY_NAME = ("chaos", "glyphs", "one_step.glyphs", "quality.glyphs")
 """They take hours, and the first one root: never among all."""
 RESULTS = Path(__file__).with_name("results.json")
 
