@@ -34,6 +34,8 @@ def shrink(manifest: DMDDistillation, folder: Path) -> DMDDistillation:
     content["metadata"] = {"name": f"{manifest.metadata.name[:54]}-shrunken"}
     if parse_uri(manifest.spec.teacher.uri).scheme != "builtin":  # those are small, and come with all they need
         _replace_inputs(manifest, spec, folder)
+    for start in spec["method"].get("initFrom", {}).values():
+        start["uri"] = spec["teacher"]["uri"]  # an earlier run's weights are elsewhere, or were not made yet
     _shorten(manifest, spec)
     for field in ("gates", "storage", "huggingFace", "images", "pairWorkers", "publish"):
         spec.pop(field, None)
@@ -66,8 +68,6 @@ def _replace_inputs(manifest: DMDDistillation, spec: dict[str, Any], folder: Pat
             labelled = (folder / "images.parquet").absolute()
             save_labelled_images(labelled, manifest.spec.data.class_labels.count)
             data["images"] = {"uri": labelled.as_uri()}
-    for start in method.get("initFrom", {}).values():
-        start["uri"] = teacher.as_uri()
     if "features" in method.get("regression", {}):
         weights = (folder / "vgg16.safetensors").absolute()
         save_random_vgg(weights)
