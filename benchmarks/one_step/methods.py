@@ -14,8 +14,8 @@ not use):
     Progressive distillation                                 0.713    0.634    0.775
     Rectified flow (2-reflow)                                1.020    0.617    0.516
 
-On glyphs the pilot is at the budget that is reported, and its runs are stored beside the comparison's. It is not
-finished: until then rates are those of the search in docs/method.md, or guesses.
+On glyphs the pilot is at the budget that is reported, and its runs are stored beside the comparison's; its figures are
+in docs/comparison.md. DMD without regression has none yet: its rate is a guess.
 """
 
 from collections.abc import Callable
@@ -80,18 +80,18 @@ METHODS = {
             {"first": 0.5, "fake_score_updates": 3, "share": 1.0, "weight": 0.5, "noise": PICTURE},
             tried=LOWER,
         ),
-        "DMD without regression (k = 3)": Method(distribution_matching, 5e-4, {"fake_score_updates": 3}, tried=LOWER),
+        "DMD without regression (k = 3)": Method(distribution_matching, 2e-4, {"fake_score_updates": 3}, tried=LOWER),
         "DMD2 without GAN": Method(
-            distribution_matching, 5e-4, {"first": 0.5, "fake_score_updates": 3, "noise": WIDER}, tried=LOWER
+            distribution_matching, 2e-4, {"first": 0.5, "fake_score_updates": 3, "noise": WIDER}, tried=LOWER
         ),
         "DMD2": Method(
             distribution_matching,
-            5e-4,
+            2e-4,
             {"first": 0.5, "fake_score_updates": 3, "gan": 1.0, "noise": WIDER},
             tried=LOWER,
         ),
         "Consistency distillation": Method(consistency, 1e-4, tried=(1e-4, 3e-4, 1e-3)),
-        "Progressive distillation": Method(progressive, 1e-3),
+        "Progressive distillation": Method(progressive, 3e-4),
         "Rectified flow (2-reflow)": Method(reflow, 1e-3),
     },
 }
