@@ -186,8 +186,10 @@ def _registered(model: str, tracking: str | None, downloads: Path | None) -> Fou
     with _asking_registry(model, uri):
         place = {} if downloads is None else {"dst_path": str(downloads)}
         local = Path(mlflow.artifacts.download_artifacts(version, **place))
-    pipeline, arguments = registered_pipeline(local, model)
-    return Found(model, pipeline, arguments, version.rpartition("/")[2])
+    found = registered_pipeline(local, model)
+    if found is None:
+        raise BadInputError(f"{model}: is not a generator that dmd-operator registered")
+    return Found(model, *found, version.rpartition("/")[2])
 
 
 @contextmanager
