@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dmd_api import __version__
 from dmd_api.manifest import DMDDistillation, manifest_hash
 from dmd_api.text import neutral
@@ -41,20 +39,19 @@ class Input:
         return asdict(self)
 
 
-def provenance_tags(manifest: DMDDistillation, device: torch.device, processes: int) -> dict[str, str]:
+def provenance_tags(manifest: DMDDistillation, device: str, processes: int) -> dict[str, str]:
     """Tags by which runs are compared and traced back.
 
     Args:
         manifest: the run's.
-        device: a worker's.
+        device: the name of a worker's.
         processes: how many workers there are.
     """
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     tags = {
         "dmd.manifest_hash": manifest_hash(manifest),
         "dmd.teacher": manifest.spec.teacher.uri,
         "dmd.version": __version__,
-        "dmd.devices": f"{processes} x {kind}",
+        "dmd.devices": f"{processes} x {device}",
         "mlflow.source.name": f"DMDDistillation {manifest.metadata.name}",
         "mlflow.source.type": "LOCAL",
         "mlflow.note.content": _note(manifest),

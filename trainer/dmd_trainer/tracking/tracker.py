@@ -87,7 +87,8 @@ class Tracker:
             processes: how many workers there are.
         """
         self.log_params(parameters(manifest.spec.model_dump(mode="json", by_alias=True)))
-        self.set_tags(provenance_tags(manifest, device, processes))
+        kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self.set_tags(provenance_tags(manifest, kind, processes))
         self._spool.append("inputs", values=[found.as_record() for found in inputs_of(manifest, self._storage.uri)])
 
     def log_params(self, values: Mapping[str, Any]) -> None:
