@@ -12,7 +12,6 @@ from torch import Tensor
 
 from benchmarks.one_step import SAMPLES, sampled
 from benchmarks.one_step.pairs import TeacherPairs, make_pairs, pair_cost
-from benchmarks.one_step.runs import Runs
 from benchmarks.one_step.tasks import Task, glyphs_task, in_range
 from benchmarks.one_step.teacher import teacher_samplers
 from benchmarks.one_step.training import train
@@ -40,10 +39,10 @@ def run() -> dict[str, Any]:
     task = glyphs_task()
     result = floor()
     print(result, flush=True)
-    runs, fids = Runs(), {}
+    fids = {}
     for name, samplers in teacher_samplers(task).items():
         for evaluations in EVALUATIONS[name]:
-            found = sampled(task, runs, name, evaluations, samplers[evaluations], 0, SAMPLES["glyphs"])
+            found = sampled(task, name, evaluations, samplers[evaluations], 0, SAMPLES["glyphs"])
             print(f"{name}, {evaluations} evaluations: FID {found['fid']:.4f}", flush=True)
             fids[f"{name}, {evaluations} evaluations"] = found
     evaluations = pair_cost(STEPS) * (LEARNT_FROM + LOOKED_AT)

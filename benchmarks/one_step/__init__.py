@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.one_step.figure import plot
 from benchmarks.one_step.methods import METHODS
-from benchmarks.one_step.runs import Run, Runs
+from benchmarks.one_step.runs import RUNS, Run
 from benchmarks.one_step.scores import measure
 from benchmarks.one_step.setting import Sampler, Setting
 from benchmarks.one_step.tasks import TASKS, Task
@@ -28,16 +28,16 @@ SEEDS = (0, 1, 2)
 def run(name: str = "digits", seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
     """Trains and measures everything that is not stored yet, prints the table and draws the plot."""
     torch.set_num_threads(1)
-    task, budget, samples, runs = TASKS[name](), BUDGETS[name], SAMPLES[name], Runs()
+    task, budget, samples = TASKS[name](), BUDGETS[name], SAMPLES[name]
     rates = {method: of.learning_rate for method, of in METHODS[name].items()}
     scores: dict[str, dict[int, list[dict[str, float]]]] = {method: {1: []} for method in rates}
     for seed in seeds:
         for method, learning_rate in rates.items():
-            scores[method][1].append(distilled(task, runs, method, learning_rate, budget, seed, samples))
+            scores[method][1].append(distilled(task, method, learning_rate, budget, seed, samples))
     for method, samplers in teacher_samplers(task).items():
         # There is nothing to train, and so one seed.
         scores[method] = {
-            evaluations: [sampled(task, runs, method, evaluations, sampler, seeds[0], samples)]
+            evaluations: [sampled(task, method, evaluations, sampler, seeds[0], samples)]
             for evaluations, sampler in samplers.items()
         }
 
@@ -51,9 +51,7 @@ def run(name: str = "digits", seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
     return {"budget": budget, "samples": samples, "seeds": list(seeds), "learningRates": rates, "methods": found}
 
 
-def distilled(
-    task: Task, runs: Runs, method: str, learning_rate: float, budget: int, seed: int, samples: int
-) -> dict[str, Any]:
+def distilled(task: Task, method: str, learning_rate: float, budget: int, seed: int, samples: int) -> dict[str, Any]:
     """The figures of one method's generator, from the stored runs or else from training it."""
 
     def make() -> dict[str, Any]:
@@ -65,15 +63,13 @@ def distilled(
         return score
 
     settings = METHODS[task.name][method].settings | {"batch": task.batch, "pair_steps": task.pair_steps}
-    return runs.get(Run(task.name, teacher_of(task), method, settings, learning_rate, budget, seed, samples), make)
+    return RUNS.get(Run(task.name, teacher_of(task), method, settings, learning_rate, budget, seed, samples), make)
 
 
-def sampled(
-    task: Task, runs: Runs, name: str, evaluations: int, sampler: Sampler, seed: int, samples: int
-) -> dict[str, Any]:
+def sampled(task: Task, name: str, evaluations: int, sampler: Sampler, seed: int, samples: int) -> dict[str, Any]:
     """The figures of the teacher with one of its solvers, from the stored runs or else from sampling."""
     run = Run(task.name, teacher_of(task), name, {"evaluations": evaluations}, None, 0, seed, samples)
-    return runs.get(run, partial(measure, task, sampler, seed, samples))
+    return RUNS.get(run, partial(measure, task, sampler, seed, samples))
 
 
 def teacher_of(task: Task) -> str:

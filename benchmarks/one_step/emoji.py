@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks.one_step.emoji_methods import METHODS
 from benchmarks.one_step.emoji_setting import BUDGET, CPU, Setting, ddim, emoji_setting, one_step
-from benchmarks.one_step.runs import Run, Runs
+from benchmarks.one_step.runs import RUNS, Run
 from benchmarks.one_step.setting import Sampler
 from dmd_api.errors import TrainingDivergedError
 from dmd_trainer.conditions.embeddings import PromptConditions
@@ -64,7 +64,7 @@ def measured(setting: Setting, method: str, learning_rate: float | None, make: C
 
     budget = 0 if learning_rate is None else setting.budget
     digest, samples = setting.teacher.digest[:12], len(setting.latents)
-    return Runs().get(Run("emoji", digest, method, {}, learning_rate, budget, setting.seed, samples), train_and_measure)
+    return RUNS.get(Run("emoji", digest, method, {}, learning_rate, budget, setting.seed, samples), train_and_measure)
 
 
 def distilled(setting: Setting, method: str, learning_rate: float) -> dict[str, Any]:

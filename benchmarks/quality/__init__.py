@@ -3,6 +3,8 @@
 This one is of the digits, with more time than the example takes; `quality.glyphs` is of the glyphs, which takes longer.
 """
 
+import copy
+import hashlib
 import json
 import os
 import subprocess
@@ -10,17 +12,36 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from benchmarks.digits import EXAMPLE
+from benchmarks.runs import Runs
 
+RUNS = Runs(Path(__file__).with_name("runs.jsonl"))
 SEEDS = (0, 1, 2)
 LIMIT = 2.0
 PAIRS, UPDATES, EMA_DECAY = 24_576, 3_000, 0.999
 MEASURES = ("fid", "recall", "precision", "coverage", "accuracy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What makes a seed's run the same run.
+
+    Attributes:
+        name: of the last manifest.
+        manifests: the first digits of the SHA-256 of all.
+        seed: of every draw.
+    """
+
+    name: str
+    manifests: str
+    seed: int
 
 
 def run() -> dict[str, Any]:
@@ -36,31 +57,42 @@ def run() -> dict[str, Any]:
 def repeat(manifests: Sequence[dict[str, Any]], limit: float) -> dict[str, Any]:
     """Runs `manifests` after each other with each seed, and prints and returns what the last one's reports say.
 
+    Seeds that are stored are not run again.
+
     Args:
         manifests: each may start from what the ones before it registered.
         limit: that the FID should not be above, in the teacher's.
     """
+    digest = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()[:12]
     found = []
     print("seed  teacher  initial one-step  ratio         accuracy minutes")
     for seed in SEEDS:
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            for manifest in manifests:
-                report = _report(manifest, seed, Path(folder))
-            minutes = (time.perf_counter() - started) / 60
-        fid, accuracy = report["fid"], report["accuracy"]
-        ratio = fid["generator"] / fid["teacher"]
-        line = f"{seed:>4} {fid['teacher']:8.4f} {fid['initial']:8.4f} {fid['generator']:8.4f} {ratio:6.2f} "
-        print(line + f"{accuracy['generator']:8.2%}/{accuracy['teacher']:.2%} {minutes:7.1f}", flush=True)
-        measures = {key: report[key] for key in MEASURES if key in report}
-        found.append({"seed": seed, "ratio": ratio, "minutes": minutes, **measures})
+        run = Run(manifests[-1]["metadata"]["name"], digest, seed)
+        figures = RUNS.get(run, partial(_distil, manifests, seed))
+        fid, accuracy = figures["fid"], figures["accuracy"]
+        line = f"{seed:>4} {fid['teacher']:8.4f} {fid['initial']:8.4f} {fid['generator']:8.4f} {figures['ratio']:6.2f} "
+        line += f"{accuracy['generator']:8.2%}/{accuracy['teacher']:.2%} {figures['minutes']:7.1f}"
+        print(line, flush=True)
+        found.append({"seed": seed} | figures)
     worst = max(entry["ratio"] for entry in found)
     print(f"worst ratio {worst:.2f}, at most {limit}")
     return {"seeds": found, "worstRatio": worst, "limit": limit}
 
 
+def _distil(manifests: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """The last report's measures, its FID in the teacher's, and the minutes of all."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        for manifest in manifests:
+            report = _report(manifest, seed, Path(folder))
+        minutes = (time.perf_counter() - started) / 60
+    ratio = report["fid"]["generator"] / report["fid"]["teacher"]
+    return {"ratio": ratio, "minutes": minutes} | {key: report[key] for key in MEASURES if key in report}
+
+
 def _report(manifest: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """A run's report; its files and its registry are in `folder`."""
+    manifest = copy.deepcopy(manifest)
     manifest["spec"]["training"]["seed"] = seed
     file = folder / "manifest.yaml"
     file.write_text(yaml.safe_dump(manifest))

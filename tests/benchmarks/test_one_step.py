@@ -20,11 +20,12 @@ from benchmarks.one_step.methods import METHODS
 from benchmarks.one_step.pairs import TeacherPairs, make_pairs, pair_cost
 from benchmarks.one_step.progressive import ddim_step, halvable_sigmas, two_steps_target
 from benchmarks.one_step.reflow import reflow_loss, velocity
-from benchmarks.one_step.runs import Run, Runs
+from benchmarks.one_step.runs import Run
 from benchmarks.one_step.setting import FORWARD, UPDATE, Setting, one_step
 from benchmarks.one_step.tasks import digits
 from benchmarks.one_step.teacher import euler
 from benchmarks.one_step.training import follow, train
+from benchmarks.runs import Runs
 from torch import Tensor, nn
 
 from dmd_trainer.diffusion.denoiser import Condition, Denoiser
