@@ -22,11 +22,12 @@ class Runs:
 
     def get(self, run: "DataclassInstance", make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The figures of what `run` describes, from the file or else by making them."""
+        described = json.loads(json.dumps(asdict(run)))  # tuples become lists, as in the file
         for line in self._file.read_text().splitlines() if self._file.exists() else []:
             stored = json.loads(line)
-            if stored["run"] == asdict(run):
+            if stored["run"] == described:
                 return dict(stored["figures"])
         figures = make()
         with self._file.open("a") as file:
-            file.write(json.dumps({"run": asdict(run), "figures": figures}) + "\n")
+            file.write(json.dumps({"run": described, "figures": figures}) + "\n")
         return figures

@@ -288,7 +288,7 @@ def test_plot(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_made_again_and_another_one_is(tmp_path: Path) -> None:
     runs, made = Runs(tmp_path / "runs.jsonl"), []
-    run = Run("digits", "0123", "DMD", {"share": 0.2}, 1e-3, 600, seed=0, samples=10)
+    run = Run("digits", "0123", "DMD", {"share": 0.2, "noise": (1, 2)}, 1e-3, 600, seed=0, samples=10)
 
     def make() -> dict[str, Any]:
         made.append(None)
