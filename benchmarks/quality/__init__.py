@@ -22,7 +22,6 @@ import yaml
 from benchmarks.digits import EXAMPLE
 from benchmarks.runs import Runs
 
-RUNS = Runs(Path(__file__).with_name("runs.jsonl"))
 SEEDS = (0, 1, 2)
 LIMIT = 2.0
 PAIRS, UPDATES, EMA_DECAY = 24_576, 3_000, 0.999
@@ -54,21 +53,21 @@ def run() -> dict[str, Any]:
     return settings | repeat([manifest], LIMIT)
 
 
-def repeat(manifests: Sequence[dict[str, Any]], limit: float) -> dict[str, Any]:
+def repeat(manifests: Sequence[dict[str, Any]], limit: float, runs: Runs | None = None) -> dict[str, Any]:
     """Runs `manifests` after each other with each seed, and prints and returns what the last one's reports say.
-
-    Seeds that are stored are not run again.
 
     Args:
         manifests: each may start from what the ones before it registered.
         limit: that the FID should not be above, in the teacher's.
+        runs: where seeds are stored, and looked for before they are run. Default: all are run.
     """
     digest = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()[:12]
     found = []
     print("seed  teacher  initial one-step  ratio         accuracy minutes")
     for seed in SEEDS:
         run = Run(manifests[-1]["metadata"]["name"], digest, seed)
-        figures = RUNS.get(run, partial(_distil, manifests, seed))
+        distil = partial(_distil, manifests, seed)
+        figures = distil() if runs is None else runs.get(run, distil)
         fid, accuracy = figures["fid"], figures["accuracy"]
         line = f"{seed:>4} {fid['teacher']:8.4f} {fid['initial']:8.4f} {fid['generator']:8.4f} {figures['ratio']:6.2f} "
         line += f"{accuracy['generator']:8.2%}/{accuracy['teacher']:.2%} {figures['minutes']:7.1f}"

@@ -1,4 +1,7 @@
-"""The glyphs' two examples, the regression and what starts from it, with three seeds: at most half an hour each."""
+"""The glyphs' two examples, the regression and what starts from it, with three seeds: at most half an hour each.
+
+A seed that is done is kept in `runs.jsonl` and not run again: delete its line when the trainer has changed.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +9,9 @@ from typing import Any
 import yaml
 
 from benchmarks.quality import repeat
+from benchmarks.runs import Runs
 
+RUNS = Runs(Path(__file__).with_name("runs.jsonl"))
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT = 1.13
 """The published ratio on ImageNet 64x64: 2.62 to the teacher's 2.32 (arXiv 2311.18828, table 1)."""
@@ -15,4 +20,4 @@ LIMIT = 1.13
 def run() -> dict[str, Any]:
     """The reports of `distill-glyphs.yaml`, each after its regression."""
     names = ("distill-glyphs-regression.yaml", "distill-glyphs.yaml")
-    return repeat([yaml.safe_load((EXAMPLES / name).read_text()) for name in names], LIMIT)
+    return repeat([yaml.safe_load((EXAMPLES / name).read_text()) for name in names], LIMIT, RUNS)
