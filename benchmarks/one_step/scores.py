@@ -7,7 +7,8 @@ from benchmarks.one_step.tasks import Task
 from dmd_trainer.diffusion.randomness import KeyedRandom
 from dmd_trainer.evaluation.metrics import frechet_distance, precision, recall
 
-BATCH = 250
+BATCH = 100
+"""The glyphs' network is a sixth faster with it than in batches of 250."""
 MANIFOLD = 10_000
 """Of so many images on either side at most: distances of all to all grow with the square."""
 

@@ -14,7 +14,7 @@ from dmd_trainer.diffusion.solvers import heun
 
 STEPS = {
     "digits": {"Euler": (1, 2, 4, 8, 18, 50), "Heun": (1, 2, 4, 8, 18, 50)},
-    "glyphs": {"Euler": (1, 2, 4, 8, 18), "Heun": (1, 2, 4, 8, 18, 40)},
+    "glyphs": {"Euler": (1, 4, 18), "Heun": (4, 18, 40)},
 }
 
 
