@@ -1,6 +1,9 @@
 """What rank 0 serves."""
 
 import json
+import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
 
@@ -32,6 +35,31 @@ def test_progress_and_metrics_follow_the_board() -> None:
         assert "dmd_best_fid" not in metrics
         with pytest.raises(urllib.error.HTTPError):
             get(server, "/other")
+
+
+def test_whoever_hangs_up_before_the_answer_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    class Slow(ProgressBoard):
+        @property
+        def current(self) -> Progress:
+            asked.set()
+            gone.wait(10)
+            return super().current
+
+    with ProgressServer(Slow(Stage.DISTILL), "127.0.0.1:0") as server:
+        assert server.port is not None
+        before = set(threading.enumerate())
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+            client.sendall(b"GET /progress HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert asked.wait(10)
+            answering = set(threading.enumerate()) - before
+            # Closed with a reset at once, not after what is on its way.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.set()
+        for thread in answering:
+            thread.join(10)
+    assert capfd.readouterr().err == ""
 
 
 def test_an_activity_for_a_while_gives_way_to_the_one_before_unless_it_failed() -> None:

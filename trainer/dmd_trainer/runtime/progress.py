@@ -4,6 +4,7 @@ Showing never holds up training: the board is replaced as a whole, and a thread 
 """
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -114,6 +115,11 @@ def _listen(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> Thre
             if both:
                 self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             super().server_bind()
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Whoever asks may hang up before the answer: that is no trouble of the run's, and not in its log."""
+            if not isinstance(sys.exception(), ConnectionError):
+                super().handle_error(request, client_address)
 
     return Server((host, port), handler)
 
